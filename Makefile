@@ -1,0 +1,53 @@
+# One command for everything. A machine needs Python >= 3.11, git and make; the rest is made here.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Touched after a complete installation: an interrupted one is repeated, a finished one is not.
+STAMP := $(VENV)/.installed
+# Another interpreter: make PYTHON=/usr/bin/python3.13 test
+PYTHON ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench docs generate clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+install: $(STAMP)  ## make the environment (.venv); the other targets do it by themselves
+
+$(STAMP): pyproject.toml tools/make_venv.sh
+	@sh tools/make_venv.sh $(VENV) "$(PYTHON)"
+	@touch $@
+
+demo: $(STAMP)  ## a conversation starts on SQLite, moves to Postgres, is verified and goes on there
+	@$(BIN)/python tools/demo.py
+
+test: $(STAMP)  ## all tests, on a real Postgres server
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## ruff, mypy, import rules, generated documents
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/settings_table.py --check
+	$(BIN)/python tools/parity_matrix.py --check
+	$(BIN)/python tools/cli_reference.py --check
+
+format: $(STAMP)  ## bring the code into the house format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+generate: $(STAMP)  ## write the generated documents anew
+	$(BIN)/python tools/settings_table.py
+	$(BIN)/python tools/parity_matrix.py
+	$(BIN)/python tools/cli_reference.py
+
+bench: $(STAMP)  ## our savers against the official ones, side by side
+	$(BIN)/python tools/bench.py
+
+docs: $(STAMP)  ## build the documentation site into site/, strictly
+	$(BIN)/zensical build --strict --clean
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) .demo site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache
