@@ -62,10 +62,21 @@ class MissingDriverError(ConfigurationError, ImportError):
 
 
 class ConnectError(PersistenceError, ConnectionError):
-    """The database could not be reached."""
+    """The database could not be reached.
+
+    Attributes:
+        transient: Whether another attempt may succeed; a wrong password or an unknown database
+            stays wrong.
+    """
 
     code = "connect"
     exit_code = 3
+
+    def __init__(
+        self, message: str | None = None, *, hint: str | None = None, transient: bool = True
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.transient = transient
 
 
 class SchemaError(PersistenceError):

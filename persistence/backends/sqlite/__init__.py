@@ -1,0 +1,1 @@
+"""SQLite: one file, or a database in memory."""

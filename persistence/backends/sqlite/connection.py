@@ -1,0 +1,191 @@
+"""How connections to one SQLite database are made, and what SQLite's errors become."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+import uuid
+from pathlib import Path
+from urllib.parse import quote
+
+from persistence.contract import ServerInfo
+from persistence.dsn import Dsn
+from persistence.errors import ClosedError, ConnectError, PersistenceError, SchemaError
+from persistence.settings import Settings
+
+# The in-memory file system whose databases several connections of one process share.
+_MEMDB_SINCE = (3, 36, 0)
+_LOCKED_RETRY = 0.01
+
+
+class SqliteDatabase:
+    """One SQLite database, a file or in memory, and the way to connect to it.
+
+    Every connection has the same settings: write-ahead log, the chosen durability, a bounded wait
+    for locks, explicit transactions, and it may be used from any thread (one at a time).
+    Safe to use from several threads.
+    """
+
+    def __init__(self, dsn: Dsn, settings: Settings) -> None:
+        self.path = None if dsn.path is None else Path(dsn.path)
+        self.name = dsn.masked
+        self._synchronous = settings.sqlite_synchronous
+        self._busy_timeout = settings.sqlite_busy_timeout
+        self._memory = f"/persistence-{uuid.uuid4().hex}"
+        self._anchor: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def connect(self, readonly: bool = False) -> sqlite3.Connection:
+        """A new connection; the caller closes it, before the database is closed.
+
+        Args:
+            readonly: Refuse writes. A file that this process may not write is always opened so.
+
+        Raises:
+            ConnectError: The file cannot be opened, or is not a database.
+            ClosedError: The database was closed.
+        """
+        if self.path is not None:
+            if self._closed:
+                raise ClosedError(f"the connection to {self.name} was closed")
+            return self._connect_file(self.path, readonly)
+        with self._lock:
+            if self._closed:
+                raise ClosedError(f"the connection to {self.name} was closed")
+            if self._anchor is None:
+                # A database in memory lives as long as somebody is connected to it.
+                self._anchor = self._connect_memory(readonly=False)
+        return self._connect_memory(readonly)
+
+    def describe(self) -> ServerInfo:
+        """The SQLite library that this process runs."""
+        return ServerInfo("SQLite", sqlite3.sqlite_version)
+
+    def close(self) -> None:
+        """Refuse further connections; a database in memory is gone with its last one."""
+        with self._lock:
+            self._closed = True
+            anchor, self._anchor = self._anchor, None
+        if anchor is not None:
+            anchor.close()
+
+    def _connect_memory(self, readonly: bool) -> sqlite3.Connection:
+        if sqlite3.sqlite_version_info < _MEMDB_SINCE:
+            raise ConnectError(
+                f"a SQLite database in memory needs SQLite 3.36, this Python has {sqlite3.sqlite_version}",
+                hint="use a file (sqlite:///chat.db) or memory://",
+                transient=False,
+            )
+        conn = self._open(f"file:{self._memory}?vfs=memdb")
+        if readonly:
+            conn.execute("PRAGMA query_only = ON")
+        return conn
+
+    def _connect_file(self, path: Path, readonly: bool) -> sqlite3.Connection:
+        self._check_path(path)
+        readonly = readonly or (path.exists() and not os.access(path, os.W_OK))
+        mode = "ro" if readonly else "rwc"
+        conn: sqlite3.Connection | None = None
+        try:
+            conn = self._open(f"file:{quote(str(path.absolute()))}?mode={mode}")
+            if readonly:
+                conn.execute("PRAGMA schema_version")  # reads the file, so that errors come here
+            else:
+                self._use_write_ahead_log(conn)
+                conn.execute(f"PRAGMA synchronous = {self._synchronous}")
+        except sqlite3.Error as error:
+            if conn is not None:
+                conn.close()
+            raise self._connect_error(error, path) from error
+        return conn
+
+    def _open(self, uri: str) -> sqlite3.Connection:
+        return sqlite3.connect(
+            uri,
+            uri=True,
+            timeout=self._busy_timeout,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+    def _use_write_ahead_log(self, conn: sqlite3.Connection) -> None:
+        """Switch the journal mode, which waits for nobody: SQLite has no busy handler here."""
+        deadline = time.monotonic() + self._busy_timeout
+        while True:
+            try:
+                conn.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOCKED_RETRY)
+            else:
+                return
+
+    def _check_path(self, path: Path) -> None:
+        """Find what SQLite would only call "unable to open database file"."""
+        try:
+            if path.is_dir():
+                raise ConnectError(f"not a file but a folder: {path} ({self.name})", transient=False)
+            if not path.exists() and not path.absolute().parent.is_dir():
+                raise ConnectError(
+                    f"the folder does not exist: {path.absolute().parent} ({self.name})",
+                    hint="make it first, or correct the path: sqlite:///relative, sqlite:////absolute",
+                    transient=False,
+                )
+        except PermissionError as error:
+            raise ConnectError(f"no permission to look at {path}: {self.name}", transient=False) from error
+
+    def _connect_error(self, error: sqlite3.Error, path: Path) -> ConnectError:
+        code = _code(error)
+        if code == sqlite3.SQLITE_NOTADB:
+            return ConnectError(f"not a SQLite database: {path}", transient=False)
+        if code == sqlite3.SQLITE_CANTOPEN and path.exists() and not os.access(path, os.R_OK):
+            return ConnectError(f"no permission to read {path}", transient=False)
+        if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+            return ConnectError(
+                f"cannot open {path}: {error}",
+                hint="SQLite must be allowed to write the file and its folder",
+                transient=False,
+            )
+        return ConnectError(f"cannot open {path}: {error}", transient=code == sqlite3.SQLITE_BUSY)
+
+
+class translated:  # noqa: N801 - reads as a clause: with translated(where)
+    """A block in which SQLite's errors become ours, for both colours.
+
+    A missing table becomes a :class:`SchemaError` that names the command. Other errors, such as
+    a violated constraint, pass unchanged.
+    """
+
+    __slots__ = ("_where",)
+
+    def __init__(self, where: str) -> None:
+        """``where`` is the masked DSN."""
+        self._where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None and (ours := translate(error, self._where)) is not None:
+            raise ours from error
+
+
+def translate(error: BaseException, where: str) -> PersistenceError | None:
+    """Our error for one of SQLite's, or ``None`` where it says enough itself."""
+    if isinstance(error, sqlite3.OperationalError):
+        text = str(error)
+        if text.startswith(("no such table", "no such column")) or "has no column named" in text:
+            return SchemaError(f"{text}: {where}", hint="make the tables with: persistence setup")
+        if text.startswith("attempt to write a readonly database"):
+            return ConnectError(f"{where} can only be read", transient=False)
+    return None
+
+
+def _code(error: sqlite3.Error) -> int | None:
+    """The primary result code; absent where the module itself raised, not SQLite."""
+    extended: int | None = getattr(error, "sqlite_errorcode", None)
+    return None if extended is None else extended & 0xFF
