@@ -138,6 +138,12 @@ class WrongLoopError(PersistenceError, RuntimeError):
     code = "wrong-loop"
 
 
+class EncryptionError(PersistenceError):
+    """A stored value does not fit the encryption settings."""
+
+    code = "encryption"
+
+
 class ClosedError(PersistenceError, RuntimeError):
     """The connection to the database was closed."""
 

@@ -1,0 +1,108 @@
+"""The serializer that the settings ask for: strict or not, encrypted or not, in LangGraph's own formats."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from langgraph.checkpoint.serde.base import CipherProtocol, SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from persistence.errors import EncryptionError, MissingDriverError
+from persistence.settings import Settings, variable_name
+
+
+def make_serializer(settings: Settings) -> SerializerProtocol:
+    """The serializer for a saver; what it writes, LangGraph's own serializers read.
+
+    Raises:
+        SettingsError: The encryption key is not usable.
+        MissingDriverError: A key is set, and the extra ``encryption`` is not installed.
+    """
+    key = settings.resolve_encryption_key()
+    plain = CheckedSerializer(
+        strict=settings.strict_msgpack, encrypted_only=key is not None and not settings.allow_plaintext
+    )
+    inner = plain.with_msgpack_allowlist([tuple(name.split(":")) for name in settings.allowed_msgpack])
+    return inner if key is None else EncryptedSerializer(AesCipher(key), inner)
+
+
+class CheckedSerializer(JsonPlusSerializer):
+    """LangGraph's serializer, which refuses what does not fit the encryption settings.
+
+    The refusal is here and not in a subclass of ``EncryptedSerializer``, since LangGraph's
+    ``with_allowlist`` makes a new ``EncryptedSerializer`` from the cipher and this one.
+    """
+
+    def __init__(self, *, strict: bool, encrypted_only: bool) -> None:
+        if strict:
+            super().__init__(allowed_msgpack_modules=None)
+        else:
+            super().__init__()  # LANGGRAPH_STRICT_MSGPACK decides
+        self.encrypted_only = encrypted_only
+
+    def loads_typed(self, data: tuple[str, bytes]) -> Any:
+        """Restore a value.
+
+        Raises:
+            EncryptionError: It is encrypted and there is no key, or it is not and should be.
+        """
+        kind, value = data
+        if "+" in kind:
+            raise EncryptionError(
+                f"a stored value is encrypted ({kind}) and no key is set",
+                hint=f"set {variable_name('encryption_key')}",
+            )
+        if isinstance(value, _Decrypted):
+            return super().loads_typed((kind, bytes(value)))
+        if self.encrypted_only:
+            raise EncryptionError(
+                f"a stored value is not encrypted ({kind}) although a key is set",
+                hint=f"set {variable_name('allow_plaintext')}=true to read what was stored before the key",
+            )
+        return super().loads_typed(data)
+
+
+class AesCipher(CipherProtocol):
+    """LangGraph's AES cipher (EAX: it also detects changed values), with errors that say what to do."""
+
+    def __init__(self, key: bytes) -> None:
+        try:
+            importlib.import_module("Crypto.Cipher.AES")
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "Crypto":
+                raise
+            missing = True
+        else:
+            missing = False
+        if missing:
+            raise MissingDriverError(
+                "an encryption key is set, and pycryptodome is not installed",
+                hint='pip install "langgraph-persistence[encryption]"',
+            )
+        self._cipher = EncryptedSerializer.from_pycryptodome_aes(key=key).cipher
+
+    def encrypt(self, plaintext: bytes) -> tuple[str, bytes]:
+        """The cipher's name and the encrypted value."""
+        return self._cipher.encrypt(plaintext)
+
+    def decrypt(self, ciphername: str, ciphertext: bytes) -> bytes:
+        """The value, marked as one that was encrypted.
+
+        Raises:
+            EncryptionError: Another cipher, another key, or a damaged value.
+        """
+        if ciphername != "aes":
+            raise EncryptionError(f"a stored value is encrypted with {ciphername!r}; only 'aes' is known")
+        try:
+            return _Decrypted(self._cipher.decrypt(ciphername, ciphertext))
+        except ValueError as error:
+            raise EncryptionError(
+                f"a stored value cannot be decrypted: {error}",
+                hint=f"it was stored under another {variable_name('encryption_key')}, or was damaged",
+            ) from None
+
+
+class _Decrypted(bytes):
+    """What came out of the cipher, in contrast to a row that was stored in plaintext."""
