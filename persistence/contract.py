@@ -111,11 +111,20 @@ class Tables(Protocol):
     def own_revision(self) -> str | None:
         """The Alembic revision of our own tables, ``None`` where there is none yet."""
 
+    def langgraph_pending(self) -> Mapping[str, str]:
+        """LangGraph's version tables that lag behind the installed savers, and a line about each."""
+
     def setup_lock(self) -> AbstractContextManager[None]:
         """Keep other processes out of setup; waits, bounded in time, without blocking DDL."""
 
     def create_langgraph_tables(self) -> None:
         """Run LangGraph's own setup for its tables, checkpoints and store. Idempotent."""
+
+    def repair_langgraph_tables(self) -> None:
+        """Make again what the version tables say was made and is not there. Idempotent."""
+
+    def langgraph_sql(self) -> str:
+        """The statements of LangGraph's own setup, for a person to run; needs no connection."""
 
     def connect(self) -> Any:
         """A new DBAPI connection to the same database, for Alembic."""
