@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
 from persistence.errors import DsnError
-from persistence.masking import KEYWORD_FORM, KEYWORD_TOKEN, URL_FORM, mask_dsn, mask_text
+from persistence.masking import KEYWORD_FORM, KEYWORD_TOKEN, MASK, URL_FORM, mask_dsn, mask_text
 from persistence.options import (
     LIBPQ_KEYWORDS,
     OPTIONS,
@@ -126,7 +126,7 @@ class Dsn:
         if not isinstance(text, str):
             raise DsnError(f"a DSN is text, not {type(text).__name__}")
         if "\0" in text or any("\ud800" <= char <= "\udfff" for char in text):
-            raise DsnError(f"the DSN holds a NUL or an unpaired surrogate: {mask_dsn(_printable(text))}")
+            raise DsnError(f"the DSN holds a NUL or an unpaired surrogate: {mask_dsn(text)}")
         if KEYWORD_FORM.match(text):
             return _parse_keywords(text)
         text = text.strip()
@@ -135,7 +135,7 @@ class Dsn:
             raise _not_a_dsn(text)
         if re.search(r"[\x00-\x20\x7f]", text) and not form["scheme"].lower().startswith("sqlite"):
             raise DsnError(
-                f"the DSN holds a space or a control character: {mask_dsn(_printable(text))}",
+                f"the DSN holds a space or a control character: {mask_dsn(text)}",
                 hint="percent-encode it, a space is %20",
             )
         scheme = form["scheme"].lower()
@@ -187,11 +187,10 @@ def _file(text: str, scheme: str, head: str) -> str | None:
     if head.startswith("/file:"):
         raise DsnError(f"SQLite's file: URIs are not supported: {mask_dsn(text)}", hint=hint)
     if not head.startswith("/"):
-        if head and "@" not in head:
-            hint = f"a file is written {scheme}:///{head}"
-        raise DsnError(
-            f"a {scheme} DSN has no host, its path begins after a third slash: {mask_dsn(text)}", hint=hint
-        )
+        shown = mask_dsn(text)
+        if head and MASK not in shown:
+            hint = f"a file is written {shown.replace('://', ':///', 1)}"
+        raise DsnError(f"a {scheme} DSN names no host, the path follows a third slash: {shown}", hint=hint)
     path = _decode(text, "path", head[1:])
     if not path.strip("/"):
         raise DsnError(f"the DSN names no file: {mask_dsn(text)}", hint=hint)
@@ -233,7 +232,7 @@ def _check_port(text: str, host: str) -> None:
     address = re.fullmatch(r"(?:\[[^\[\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?", host)
     if address is None:
         raise DsnError(
-            f"the DSN has an IPv6 address without its brackets: {mask_dsn(text)}", hint="write [::1]"
+            f"the DSN has a host whose '[' is not closed: {mask_dsn(text)}", hint="write [::1]"
         )
     port = address["port"]
     if port and "%" not in port and not (re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
@@ -336,10 +335,6 @@ def _decode(text: str, part: str, value: str) -> str:
         f"the DSN's {part} has a '%' that is not percent-encoding of UTF-8 text: {mask_dsn(text)}",
         hint="write %25 for '%'",
     )
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def _not_a_dsn(text: str) -> DsnError:

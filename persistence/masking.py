@@ -38,12 +38,13 @@ Span = tuple[int, int]
 
 
 def mask_dsn(text: str) -> str:
-    """The text of a DSN with every secret replaced by ``***``, well formed or not."""
+    """The text of a DSN in one printable line, every secret replaced by ``***``, well formed or not."""
     parts, position = [], 0
     for start, end in secret_spans(text):
         parts += [text[position:start], MASK]
         position = end
-    return "".join(parts) + text[position:]
+    masked = "".join(parts) + text[position:]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in masked)
 
 
 def secrets_of(text: str) -> set[str]:
