@@ -1,0 +1,142 @@
+"""What the console command prints, and how it ends.
+
+Results go to standard output, everything else to standard error. With ``--json`` standard output
+carries exactly one JSON document, errors included.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from persistence.errors import PersistenceError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from persistence.dsn import Dsn
+
+OK = 0
+FAILED = 1
+USAGE = 2
+INTERRUPTED = 130
+
+
+@dataclass
+class Invocation:
+    """What one run of the command must know wherever it prints."""
+
+    json: bool = False
+    debug: bool = False
+    dsns: list[Dsn] = field(default_factory=list)
+    """Every DSN read so far, so that its secrets can be taken out of any text."""
+    raw: list[str] = field(default_factory=list)
+    """DSN texts as given: one that cannot be parsed may hold a secret too."""
+
+
+invocation = Invocation()
+
+
+def mask(text: str) -> str:
+    """Take out the secrets of every DSN that this run has seen."""
+    for raw in invocation.raw:
+        text = text.replace(raw, "***")
+    if invocation.dsns:
+        from persistence.dsn import mask_secrets
+
+        text = mask_secrets(text, *invocation.dsns)
+    return text
+
+
+def terminal(*, stderr: bool = False) -> Console:
+    """A rich console that prints text as it is: DSNs hold brackets, which rich would take for markup."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    # A pipe has no width; a table must not be folded for it.
+    width = None if stream.isatty() else 500
+    return Console(file=stream, markup=False, highlight=False, emoji=False, width=width)
+
+
+def note(text: str) -> None:
+    """One line for the person at the terminal."""
+    if not invocation.json:
+        sys.stderr.write(mask(printable(text)) + "\n")
+
+
+def printable(text: str) -> str:
+    """One line without control characters: ids are anybody's text, and this goes to a terminal."""
+    text = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def emit(document: Mapping[str, Any], human: Iterable[Any]) -> None:
+    """Print the result: the document with ``--json``, else the tables and lines in ``human``."""
+    if invocation.json:
+        _write_json(document)
+        return
+    console = terminal()
+    for item in human:
+        if isinstance(item, str):
+            sys.stdout.write(item + "\n")
+        else:
+            console.print(item)
+
+
+def rows(pairs: Iterable[tuple[str, object]]) -> str:
+    """Names and values in two columns."""
+    lines = [(name, printable(str(value))) for name, value in pairs]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
+
+
+def grid(header: list[str], lines: Iterable[tuple[object, ...]]) -> Any:
+    """A table with a header line."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(*header, box=SIMPLE_HEAD, pad_edge=False)
+    for line in lines:
+        table.add_row(*map(str, line))
+    return table
+
+
+def fail(error: BaseException) -> int:
+    """Print what went wrong and give the exit code."""
+    if isinstance(error, PersistenceError):
+        return _report(error, error.code, error.message, error.hint, error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return _report(error, "interrupted", "interrupted", None, INTERRUPTED)
+    return _report(
+        error,
+        "internal",
+        f"unexpected {type(error).__name__}: {error}",
+        "run again with --debug and report this with the traceback",
+        FAILED,
+    )
+
+
+def fail_usage(message: str, hint: str | None) -> int:
+    """Print a mistake in the command line; without a message the help was printed instead."""
+    if not message:
+        return USAGE
+    return _report(None, "usage", message, hint, USAGE)
+
+
+def _report(error: BaseException | None, code: str, message: str, hint: str | None, exit_code: int) -> int:
+    if error is not None and invocation.debug:
+        sys.stderr.write(mask("".join(traceback.format_exception(error))))
+    message, hint = mask(printable(message)), mask(printable(hint)) if hint else None
+    if invocation.json:
+        _write_json({"error": {"code": code, "message": message, "hint": hint}})
+    else:
+        sys.stderr.write(f"error: {message}" + (f" ({hint})" if hint else "") + "\n")
+    return exit_code
+
+
+def _write_json(document: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")

@@ -1,0 +1,121 @@
+"""``persistence migrate``, ``export``, ``import`` and ``verify``: threads on the move."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from persistence.cli.arguments import Archive, Json, Source, Target, read_dsn, read_dsn_or_path
+from persistence.cli.console import OK, emit, rows
+from persistence.cli.progress import amount, progress
+from persistence.errors import VerificationError
+
+if TYPE_CHECKING:
+    from persistence.transfer.report import Report
+
+SIDE_HELP = "A DSN, env:NAME, or the path of an archive."
+
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Do not compare both sides by content afterwards.")
+]
+
+
+def migrate(
+    source: Source,
+    target: Target,
+    archive: Annotated[
+        Path | None,
+        typer.Option("--archive", metavar="PATH", help="Go through a new archive at PATH, which is kept."),
+    ] = None,
+    no_verify: NoVerify = False,
+    as_json: Json = False,
+) -> int:
+    """Move every thread from SOURCE to TARGET and compare both by content.
+
+    SOURCE is only read. Run again after an interruption, it continues where it stopped.
+    """
+    from persistence import transfer
+
+    left, right = read_dsn(source), read_dsn(target)
+    with progress() as show:
+        report = transfer.migrate(left, right, archive=archive, verify=not no_verify, progress=show)
+    return _summary("migrated", report)
+
+
+def export(source: Source, archive: Archive, as_json: Json = False) -> int:
+    """Write every thread of SOURCE into a new archive with checksums. SOURCE is only read."""
+    from persistence import transfer
+
+    left = read_dsn(source)
+    with progress() as show:
+        report = transfer.export(left, archive, progress=show)
+    return _summary("exported", report)
+
+
+def import_(archive: Archive, target: Target, no_verify: NoVerify = False, as_json: Json = False) -> int:
+    """Write every thread of ARCHIVE into TARGET. Run again after an interruption, it continues."""
+    from persistence import transfer
+
+    right = read_dsn(target)
+    with progress() as show:
+        report = transfer.import_(archive, right, verify=not no_verify, progress=show)
+    return _summary("imported", report)
+
+
+def verify(
+    left: Annotated[str, typer.Argument(metavar="LEFT", help=SIDE_HELP)],
+    right: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RIGHT", help=f"{SIDE_HELP} Without it LEFT is an archive, checked by itself."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Compare two sides by content, or check an archive by itself. Exit code 7 if they differ."""
+    from persistence import transfer
+
+    first = read_dsn_or_path(left)
+    with progress() as show:
+        if right is None:
+            if not isinstance(first, Path):
+                raise typer.BadParameter(
+                    "a database needs a second side to be compared with", param_hint="RIGHT"
+                )
+            return _summary("intact", transfer.verify_archive(first, progress=show))
+        verdict = transfer.verify(first, read_dsn_or_path(right), progress=show)
+    document = json.loads(verdict.to_json())
+    emit(document, [*map(str, verdict.differences), "equal" if verdict.equal else "the two sides differ"])
+    return OK if verdict.equal else VerificationError.exit_code
+
+
+def _summary(done: str, report: Report) -> int:
+    totals = report.totals
+    pairs: list[tuple[str, object]] = [
+        ("source", report.source),
+        ("target", report.target),
+        ("threads", f"{totals.threads:,}"),
+        ("checkpoints", f"{totals.checkpoints:,}"),
+        ("pending writes", f"{totals.writes:,}"),
+        ("channel values", f"{totals.values:,} stored, {totals.values_referenced:,} referenced"),
+        ("size", f"{amount(totals.bytes)}, {amount(totals.bytes_saved)} less than with copies"),
+        ("time", f"{report.seconds:.1f} s"),
+        ("result", _result(done, report)),
+    ]
+    emit(json.loads(report.to_json()), [rows(pairs)])
+    return OK
+
+
+def _result(done: str, report: Report) -> str:
+    verified = ", verified by content" if report.verified else ""
+    if report.already_done:
+        return f"nothing to do: {done} before{verified}"
+    resumed = (
+        f", {report.batches_skipped} batches were there from an interrupted run"
+        if report.batches_skipped
+        else ""
+    )
+    return f"{done}{verified}{resumed}"
