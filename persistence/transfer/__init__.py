@@ -1,0 +1,24 @@
+"""Threads on the move: between databases, and into and out of archives, compared by content.
+
+``docs/moving-data.md`` says how to use it, ``docs/archive-format.md`` what an archive and a digest are.
+"""
+
+from persistence.transfer.api import Side, export, import_, migrate, verify, verify_archive
+from persistence.transfer.preflight import RefusedError
+from persistence.transfer.report import Progress, Report, Totals
+from persistence.transfer.verify import Difference, Verdict
+
+__all__ = [
+    "Difference",
+    "Progress",
+    "RefusedError",
+    "Report",
+    "Side",
+    "Totals",
+    "Verdict",
+    "export",
+    "import_",
+    "migrate",
+    "verify",
+    "verify_archive",
+]

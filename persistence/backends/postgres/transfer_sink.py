@@ -1,0 +1,303 @@
+"""Postgres as the target of a transfer: batches by binary COPY, each with its ledger entry.
+
+Row formats: ``langgraph-checkpoint-postgres`` 3.2.0. Rows are built as bytes in COPY's binary form,
+without a driver's conversions; what they hold was checked by the preflight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import psycopg
+from psycopg import errors
+from psycopg.rows import tuple_row
+
+from persistence.backends.postgres.connection import connect, translate
+from persistence.backends.postgres.transfer_preflight import PostgresPreflight
+from persistence.errors import ConflictError, TransferError
+from persistence.transfer.canonical import inline_json
+from persistence.transfer.ledger import Run, State
+from persistence.transfer.records import Batch, Checkpoint, Value, ValueRef, Write
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from psycopg import Connection
+
+    from persistence.contract import Provider
+
+_LOCK_WAIT = 10.0
+"""Seconds to wait for another transfer: a killed one's connection may outlive it for a moment."""
+_LOCK_POLL = 0.2
+
+_TABLES = {
+    "checkpoint_blobs": "thread_id, checkpoint_ns, channel, version, type, blob",
+    "checkpoint_writes": (
+        "thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob"
+    ),
+    "checkpoints": "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata",
+}
+_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_COPY_TRAILER = b"\xff\xff"
+_NULL = b"\xff\xff\xff\xff"
+_JSONB_VERSION = b"\x01"
+_length = struct.Struct("!i").pack
+_columns = struct.Struct("!h").pack
+
+
+class PostgresSink:
+    """A Postgres database that a transfer writes to. A context manager."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.label = str(provider.dsn)
+        self._provider = provider
+
+    def __enter__(self) -> PostgresSink:
+        with ExitStack() as stack:
+            self._conn = stack.enter_context(self._connect())
+            encoding = self._conn.info.parameter_status("server_encoding")
+            if encoding != "UTF8":
+                raise TransferError(f"{self.label} has the encoding {encoding}, not UTF8")
+            self.identity = _identity(self._conn, self._provider.settings.db_schema)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def preflight(self) -> PostgresPreflight:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return PostgresPreflight()
+
+    def ledger(self) -> PostgresLedger:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return PostgresLedger(self)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold a transaction-level lock on a connection of its own, as PgBouncer has no session ones."""
+        key = hashlib.sha256(f"persistence-transfer {self._provider.settings.db_schema or ''}".encode())
+        number = int.from_bytes(key.digest()[:8], signed=True)
+        deadline = time.monotonic() + _LOCK_WAIT
+        with self._connect() as conn, conn.transaction():
+            cursor = conn.cursor(row_factory=tuple_row)
+            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            while not cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [number]).fetchall()[0][0]:
+                if time.monotonic() > deadline:
+                    raise ConflictError(
+                        f"another transfer into {self.label} is under way",
+                        hint="wait until it has ended, then run the command again",
+                    )
+                time.sleep(_LOCK_POLL)
+            yield
+
+    def existing(self, threads: Sequence[str]) -> set[str]:
+        """See :class:`persistence.transfer.records.Sink`."""
+        statement = " UNION ".join(
+            f"SELECT thread_id FROM {table} WHERE thread_id = ANY(%(threads)s)" for table in _TABLES
+        )
+        with self.errors():
+            cursor = self._conn.cursor(row_factory=tuple_row)
+            return {row[0] for row in cursor.execute(statement.encode(), {"threads": list(threads)})}
+
+    def write(self, batch: Batch) -> None:
+        """See :class:`persistence.transfer.records.Sink`."""
+        rows: dict[str, list[bytes]] = {table: [_COPY_HEADER] for table in _TABLES}
+        for record in batch.records:
+            match record:
+                case Value():
+                    rows["checkpoint_blobs"] += _blob_row(record)
+                case Write():
+                    rows["checkpoint_writes"] += _write_row(record)
+                case Checkpoint():
+                    rows["checkpoints"] += _checkpoint_row(record)
+        with self.errors(), self._conn.transaction():
+            cursor = self._conn.cursor()
+            for table, columns in _TABLES.items():
+                if len(parts := rows[table]) == 1:
+                    continue
+                parts.append(_COPY_TRAILER)
+                statement = f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)"
+                with cursor.copy(statement.encode()) as copy:
+                    copy.write(b"".join(parts))
+            entry = batch.entry
+            cursor.execute(
+                "INSERT INTO persistence_transfer_batches (run_id, batch_no, thread_id, digest, checkpoints,"
+                " writes, blobs, bytes, committed_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now())",
+                [
+                    entry.run_id,
+                    entry.number,
+                    entry.thread_id,
+                    entry.digest,
+                    entry.checkpoints,
+                    entry.writes,
+                    entry.values,
+                    entry.bytes,
+                ],
+            )
+
+    def execute(self, statement: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """One statement of the ledger, in its own transaction."""
+        with self.errors():
+            cursor = self._conn.cursor(row_factory=tuple_row).execute(statement.encode(), args)
+            return cursor.fetchall() if cursor.description else []
+
+    def _connect(self) -> Connection[Any]:
+        return connect(self._provider.dsn, self._provider.settings)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """A block in which the driver's errors become ours."""
+        try:
+            yield
+        except errors.UniqueViolation as error:
+            detail = (error.diag.message_detail or str(error)).splitlines()[0]
+            raise ConflictError(
+                f"{self.label} holds a row that the transfer brings: {detail}",
+                hint="something else wrote to the target meanwhile; what was committed before stays and is"
+                " continued by running the command again",
+            ) from None
+        except psycopg.Error as error:
+            if (ours := translate(error, self.label)) is not None:
+                raise ours from None
+            raise TransferError(f"{self.label} refused the data: {str(error).splitlines()[0]}") from None
+
+
+class PostgresLedger:
+    """The tables ``persistence_transfers`` and ``persistence_transfer_batches``."""
+
+    def __init__(self, sink: PostgresSink) -> None:
+        self._sink = sink
+
+    def runs(self) -> list[Run]:
+        """See :class:`persistence.transfer.ledger.Ledger`."""
+        rows = self._sink.execute(
+            "SELECT run_id, source_fingerprint, target_identity, state, options, totals"
+            " FROM persistence_transfers ORDER BY started_at DESC, run_id"
+        )
+        return [
+            Run(
+                run_id,
+                fingerprint,
+                identity,
+                cast(State, state),
+                msgspec.json.decode(options),
+                msgspec.json.decode(totals) if totals else None,
+            )
+            for run_id, fingerprint, identity, state, options, totals in rows
+        ]
+
+    def begin(self, run: Run) -> None:
+        """See :class:`persistence.transfer.ledger.Ledger`."""
+        self._sink.execute(
+            "INSERT INTO persistence_transfers (run_id, source_fingerprint, target_identity, started_at,"
+            " state, options) VALUES (%s, %s, %s, now(), %s, %s)",
+            [run.run_id, run.source_fingerprint, run.target_identity, run.state, _json(run.options)],
+        )
+
+    def committed(self, run_id: str) -> Mapping[int, str]:
+        """See :class:`persistence.transfer.ledger.Ledger`."""
+        return dict(
+            self._sink.execute(
+                "SELECT batch_no, digest FROM persistence_transfer_batches WHERE run_id = %s", [run_id]
+            )
+        )
+
+    def advance(self, run_id: str, state: State, totals: Mapping[str, Any]) -> None:
+        """See :class:`persistence.transfer.ledger.Ledger`."""
+        self._sink.execute(
+            "UPDATE persistence_transfers SET state = %s, totals = %s,"
+            " finished_at = CASE WHEN %s = 'finished' THEN now() END WHERE run_id = %s",
+            [state, _json(totals), state, run_id],
+        )
+
+
+def _identity(conn: Connection[Any], schema: str | None) -> str:
+    """The server's own identifier, the database and the schema: a restored copy is another target."""
+    cursor = conn.cursor(row_factory=tuple_row)
+    allowed, oid, name, current = cursor.execute(
+        "SELECT has_function_privilege('pg_control_system()', 'EXECUTE'), d.oid::text, d.datname,"
+        " current_schema() FROM pg_database d WHERE d.datname = current_database()"
+    ).fetchall()[0]
+    system = "unknown"
+    if allowed:
+        system = cursor.execute("SELECT system_identifier::text FROM pg_control_system()").fetchall()[0][0]
+    return f"postgresql:{system}/{oid}/{name}/{schema or current}"
+
+
+def _blob_row(value: Value) -> list[bytes]:
+    return [
+        _columns(6),
+        *_text(value.thread_id),
+        *_text(value.checkpoint_ns),
+        *_text(value.channel),
+        *_text(value.version),
+        *_text(value.type),
+        _length(len(value.data)),
+        value.data,
+    ]
+
+
+def _write_row(write: Write) -> list[bytes]:
+    data = write.data or b""
+    return [
+        _columns(9),
+        *_text(write.thread_id),
+        *_text(write.checkpoint_ns),
+        *_text(write.checkpoint_id),
+        *_text(write.task_id),
+        *_text(write.task_path),
+        _length(4),
+        _length(write.idx),
+        *_text(write.channel),
+        *_text(write.type),
+        _length(len(data)),
+        data,
+    ]
+
+
+def _checkpoint_row(checkpoint: Checkpoint) -> list[bytes]:
+    parent = (_NULL,) if checkpoint.parent_id is None else _text(checkpoint.parent_id)
+    body = b'{"channel_values":' + _channel_values(checkpoint.values)
+    body += b"," + checkpoint.body[1:] if checkpoint.body != b"{}" else b"}"
+    return [
+        _columns(6),
+        *_text(checkpoint.thread_id),
+        *_text(checkpoint.checkpoint_ns),
+        *_text(checkpoint.checkpoint_id),
+        *parent,
+        _length(len(body) + 1),
+        _JSONB_VERSION,
+        body,
+        _length(len(checkpoint.metadata) + 1),
+        _JSONB_VERSION,
+        checkpoint.metadata,
+    ]
+
+
+def _channel_values(refs: Sequence[ValueRef]) -> bytes:
+    """The scalars, and the marker ``true`` that ``put`` of 3.2.0 leaves for a DeltaChannel snapshot."""
+    inline = []
+    for ref in refs:
+        if ref.data is not None:
+            inline.append(_json(ref.channel).encode() + b":" + (inline_json(ref.type, ref.data) or b"null"))
+        elif ref.delta:
+            inline.append(_json(ref.channel).encode() + b":true")
+    return b"{" + b",".join(inline) + b"}"
+
+
+def _text(value: str) -> tuple[bytes, bytes]:
+    data = value.encode()
+    return _length(len(data)), data
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

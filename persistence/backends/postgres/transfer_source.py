@@ -1,0 +1,212 @@
+"""Postgres as the source of a transfer, and as the side that a verification asks for its hashes.
+
+Row formats: ``langgraph-checkpoint-postgres`` 3.2.0. Scalars stand in the checkpoint's JSONB, every other
+value in ``checkpoint_blobs`` under its channel's version; a blob wins over a scalar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from persistence.backends.postgres.connection import connect, translate
+from persistence.errors import SourceError
+from persistence.transfer.canonical import (
+    NotCanonicalError,
+    canonical_value,
+    decode_json,
+    is_delta,
+    json_value,
+    version_text,
+)
+from persistence.transfer.records import Checkpoint, Record, Reject, Value, ValueRef, Write
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from psycopg import Connection, Cursor
+
+    from persistence.contract import Provider
+
+_FETCH = 500
+_THREADS_AT_ONCE = 5_000
+
+# COLLATE "C" is the order of UTF-8 bytes, whatever the database's own collation. The hashes are computed
+# in the database, so that checking a remote one does not carry its data over.
+_BLOBS = """
+SELECT thread_id, checkpoint_ns, channel, version, type, sha256(coalesce(blob, '')),
+       substring(blob FROM 1 FOR 6), octet_length(blob), {data}
+FROM checkpoint_blobs WHERE type <> 'empty' {where}
+ORDER BY thread_id COLLATE "C", checkpoint_ns COLLATE "C", channel COLLATE "C", version COLLATE "C"
+"""
+_CHECKPOINTS = """
+SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint::text, metadata::text
+FROM checkpoints WHERE true {where}
+ORDER BY thread_id COLLATE "C", checkpoint_ns COLLATE "C", checkpoint_id COLLATE "C"
+"""
+_WRITES = """
+SELECT thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, sha256(blob), {data}
+FROM checkpoint_writes WHERE true {where}
+ORDER BY thread_id COLLATE "C", checkpoint_ns COLLATE "C", checkpoint_id COLLATE "C",
+         task_id COLLATE "C", idx
+"""
+
+
+class PostgresSource:
+    """One consistent snapshot of a Postgres checkpoint database. A context manager."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.label = str(provider.dsn)
+        self._provider = provider
+
+    def __enter__(self) -> PostgresSource:
+        with ExitStack() as stack:
+            self._conn: Connection[Any] = stack.enter_context(
+                connect(self._provider.dsn, self._provider.settings)
+            )
+            # One snapshot for all statements, and no idle limit while the other side is busy.
+            self._conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            self._conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def count(self) -> int:
+        """How many checkpoints the snapshot has."""
+        with self._errors():
+            row = self._cursor().execute("SELECT count(*) FROM checkpoints").fetchone()
+        return int(row[0]) if row else 0
+
+    def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
+        """See :class:`persistence.transfer.records.Source`."""
+        with self._errors():
+            if threads is None:
+                yield from self._some(None, data=data)
+                return
+            # A thread whose id Postgres cannot hold is not there.
+            held = [thread for thread in threads if "\0" not in thread]
+            for start in range(0, len(held), _THREADS_AT_ONCE):
+                yield from self._some(held[start : start + _THREADS_AT_ONCE], data=data)
+
+    def _some(self, threads: Sequence[str] | None, *, data: bool) -> Iterator[Record]:
+        blobs = _Ahead(self._rows("blobs", _BLOBS, threads, "blob" if data else "NULL"))
+        checkpoints = _Ahead(self._rows("checkpoints", _CHECKPOINTS, threads))
+        writes = _Ahead(self._rows("writes", _WRITES, threads, "blob" if data else "NULL"))
+        while heads := [stream.row for stream in (blobs, checkpoints, writes) if stream.row]:
+            thread = min(row[0] for row in heads)
+            while heads := [s.row for s in (blobs, checkpoints) if s.row and s.row[0] == thread]:
+                ns = min(row[1] for row in heads)
+                yield from self._namespace(thread, ns, blobs, checkpoints, data=data)
+            for row in writes.take((thread,)):
+                yield Write(*row)
+
+    def _namespace(
+        self, thread: str, ns: str, blobs: _Ahead, checkpoints: _Ahead, *, data: bool
+    ) -> Iterator[Record]:
+        held: dict[tuple[str, str], _Blob] = {}
+        for _, _, channel, version, type_, digest, start, size, blob in blobs.take((thread, ns)):
+            delta = type_ == "msgpack" and is_delta(start or b"")
+            held[channel, version] = _Blob(type_, digest, size or 0, delta)
+            if data:
+                yield Value(thread, ns, channel, version, type_, digest, blob or b"")
+        for row in checkpoints.take((thread, ns)):
+            try:
+                yield _checkpoint(row, held)
+            except NotCanonicalError as error:
+                yield Reject(thread, ns, row[2], str(error))
+
+    def _rows(
+        self, name: str, statement: str, threads: Sequence[str] | None, data: str = ""
+    ) -> Iterator[tuple[Any, ...]]:
+        """All rows of a statement through a server-side cursor, so that memory stays bounded."""
+        cursor = self._cursor()
+        cursor_name = f"transfer_{name}"
+        where = "" if threads is None else "AND thread_id = ANY(%s)"
+        args = None if threads is None else [list(threads)]
+        declare = f"DECLARE {cursor_name} NO SCROLL CURSOR FOR {statement.format(where=where, data=data)}"
+        cursor.execute(declare.encode(), args)
+        while rows := cursor.execute(f"FETCH {_FETCH} FROM {cursor_name}".encode()).fetchall():
+            yield from rows
+        cursor.execute(f"CLOSE {cursor_name}".encode())
+
+    def _cursor(self) -> Cursor[tuple[Any, ...]]:
+        return self._conn.cursor(binary=True, row_factory=tuple_row)
+
+    def _errors(self) -> _ReadErrors:
+        return _ReadErrors(self.label)
+
+
+class _Blob(NamedTuple):
+    type: str
+    sha256: bytes
+    size: int
+    delta: bool
+
+
+class _Ahead:
+    """Sorted rows with the next one in sight."""
+
+    def __init__(self, rows: Iterator[tuple[Any, ...]]) -> None:
+        self._rows = rows
+        self.row = next(rows, None)
+
+    def take(self, key: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+        """The rows that begin with this key, which must be next."""
+        while self.row is not None and self.row[: len(key)] == key:
+            yield self.row
+            self.row = next(self._rows, None)
+
+
+class _ReadErrors:
+    """A block in which the driver's errors become ours."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, psycopg.Error):
+            ours = translate(error, self._label)
+            raise ours or SourceError(f"cannot read {self._label}: {str(error).splitlines()[0]}") from None
+
+
+def _checkpoint(row: tuple[Any, ...], blobs: Mapping[tuple[str, str], _Blob]) -> Checkpoint:
+    thread, ns, checkpoint_id, parent_id, checkpoint, metadata = row
+    body = decode_json(checkpoint)
+    if not isinstance(body, dict):
+        raise NotCanonicalError("the checkpoint is not a JSON object")
+    inline = body.pop("channel_values", None) or {}
+    versions = {c: version_text(v) for c, v in (body.get("channel_versions") or {}).items()}
+    refs = []
+    for channel in sorted(inline.keys() | versions.keys()):
+        version = versions.get(channel)
+        blob = blobs.get((channel, version)) if version is not None else None
+        # A snapshot belongs to the checkpoints that carry its marker. Later ones may still be at its
+        # version without holding it, and SQLite says so by leaving the channel out.
+        if blob is not None and not (blob.delta and channel not in inline):
+            refs.append(ValueRef(channel, version, blob.type, blob.sha256, None, blob.size, blob.delta))
+        elif channel in inline:
+            type_, data = json_value(inline[channel])
+            digest = hashlib.sha256(data).digest()
+            refs.append(ValueRef(channel, version, type_, digest, data, len(data), False))
+    return Checkpoint(
+        thread,
+        ns,
+        checkpoint_id,
+        parent_id,
+        canonical_value(body),
+        canonical_value(decode_json(metadata)),
+        versions,
+        tuple(refs),
+    )

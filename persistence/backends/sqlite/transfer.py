@@ -1,0 +1,380 @@
+"""SQLite as the source of a transfer: read-only, one snapshot, nothing left behind.
+
+Row formats: ``langgraph-checkpoint-sqlite`` 3.1.2. A checkpoint is one msgpack map, which is cut into
+its values as bytes; no class of the application is imported and none of its code runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from persistence.errors import SourceError
+from persistence.transfer.canonical import (
+    NotCanonicalError,
+    body_bytes,
+    canonical_json,
+    inline_json,
+    is_delta,
+    msgpack_value,
+    plain,
+    split_map,
+    version_text,
+)
+from persistence.transfer.records import Checkpoint, Record, Reject, Value, ValueRef, Write
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from persistence.contract import Provider
+
+_NEEDED = {
+    "checkpoints": {
+        "thread_id",
+        "checkpoint_ns",
+        "checkpoint_id",
+        "parent_checkpoint_id",
+        "type",
+        "checkpoint",
+        "metadata",
+    },
+    "writes": {
+        "thread_id",
+        "checkpoint_ns",
+        "checkpoint_id",
+        "task_id",
+        "idx",
+        "channel",
+        "type",
+        "value",
+    },
+}
+_WAL_VERSION = b"\x02\x02"  # bytes 18 and 19 of the file header: sqlite.org/fileformat2.html
+_MAGIC = b"SQLite format 3\0"
+_PLAIN_TYPES = frozenset({"msgpack", "bytes", "bytearray", "null"})
+
+
+class SqliteSource:
+    """One consistent snapshot of a SQLite checkpoint database.
+
+    A context manager. The file is never created, changed or switched to another journal mode.
+    """
+
+    def __init__(self, provider: Provider) -> None:
+        self.label = str(provider.dsn)
+        self._path = provider.dsn.path
+
+    def __enter__(self) -> SqliteSource:
+        if self._path is None:
+            raise SourceError(f"{self.label} is in memory, so there is nothing to read")
+        path = Path(self._path)
+        _require_file(path, self.label)
+        with ExitStack() as stack:
+            self._unlocked = _Unlocked(path) if _is_idle_wal(path) else None
+            self._conn = _open(path, stack, self.label, immutable=self._unlocked is not None)
+            self._has_task_path = self._check_tables()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def count(self) -> int:
+        """How many checkpoints the snapshot has."""
+        return int(self._conn.execute("SELECT count(*) FROM checkpoints").fetchone()[0])
+
+    def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
+        """See :class:`persistence.transfer.records.Source`."""
+        for thread in [None] if threads is None else threads:
+            try:
+                yield from self._merge(thread, data=data)
+            except sqlite3.Error as error:
+                raise SourceError(f"cannot read {self.label}: {error}") from None
+        if self._unlocked is not None and self._unlocked.changed():
+            raise SourceError(
+                f"{self.label} was written to while it was read",
+                hint="stop the application, or keep it connected, and run the command again",
+            )
+
+    def _merge(self, thread: str | None, *, data: bool) -> Iterator[Record]:
+        """Each thread's checkpoints, then its writes: two cursors over the two primary keys."""
+        checkpoints = _by_thread(self._checkpoint_rows(thread))
+        writes = _by_thread(self._write_rows(thread))
+        next_checkpoints, next_writes = next(checkpoints, None), next(writes, None)
+        while next_checkpoints or next_writes:
+            current = min(group[0] for group in (next_checkpoints, next_writes) if group)
+            if next_checkpoints and next_checkpoints[0] == current:
+                yield from _ThreadReader(current).checkpoints(next_checkpoints[1], data=data)
+                next_checkpoints = next(checkpoints, None)
+            if next_writes and next_writes[0] == current:
+                yield from (_write(row, data=data) for row in next_writes[1])
+                next_writes = next(writes, None)
+
+    def _checkpoint_rows(self, thread: str | None) -> Iterator[tuple[Any, ...]]:
+        where, args = ("WHERE thread_id = ?", (thread,)) if thread is not None else ("", ())
+        return self._conn.execute(
+            "SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata"
+            f" FROM checkpoints {where} ORDER BY thread_id, checkpoint_ns, checkpoint_id",
+            args,
+        )
+
+    def _write_rows(self, thread: str | None) -> Iterator[tuple[Any, ...]]:
+        where, args = ("WHERE thread_id = ?", (thread,)) if thread is not None else ("", ())
+        task_path = "task_path" if self._has_task_path else "''"
+        return self._conn.execute(
+            f"SELECT thread_id, checkpoint_ns, checkpoint_id, task_id, idx, {task_path}, channel, type, value"
+            f" FROM writes {where} ORDER BY thread_id, checkpoint_ns, checkpoint_id, task_id, idx",
+            args,
+        )
+
+    def _check_tables(self) -> bool:
+        """Refuse a database that is not LangGraph's; whether writes have a task path."""
+        columns = {
+            table: {row[1] for row in self._conn.execute(f"PRAGMA table_info({table})")} for table in _NEEDED
+        }
+        if not any(columns.values()):
+            raise SourceError(
+                f"{self.label} is an empty database: it has no LangGraph tables",
+                hint="check the path; a checkpoint database has the tables checkpoints and writes",
+            )
+        missing = [f"{t}.{c}" for t, needed in _NEEDED.items() for c in sorted(needed - columns[t])]
+        if missing:
+            raise SourceError(
+                f"{self.label} is not a LangGraph checkpoint database: missing {', '.join(missing)}"
+            )
+        return "task_path" in columns["writes"]
+
+
+class _Cached(NamedTuple):
+    version: str
+    raw: bytes
+    type: str
+    sha256: bytes
+    size: int
+
+
+class _ThreadReader:
+    """Turns one thread's checkpoint rows into records.
+
+    SQLite repeats the whole state in every checkpoint. A value equal to the one its channel had
+    before is not hashed again: comparing bytes is twenty times as fast.
+    """
+
+    def __init__(self, thread_id: str) -> None:
+        self._thread_id = thread_id
+        self._ns: str | None = None
+        self._last: dict[str, _Cached] = {}
+        self._sent: set[tuple[str, str, bytes]] = set()
+
+    def checkpoints(self, rows: Iterator[tuple[Any, ...]], *, data: bool) -> Iterator[Record]:
+        for row in rows:
+            if row[1] != self._ns:
+                self._ns = row[1]
+                self._last.clear()
+                self._sent.clear()
+            try:
+                values, checkpoint = self._split(row)
+            except NotCanonicalError as error:
+                yield Reject(self._thread_id, row[1], row[2], str(error))
+                continue
+            if data:
+                yield from values
+            yield checkpoint
+
+    def _split(self, row: tuple[Any, ...]) -> tuple[list[Value], Checkpoint]:
+        _, ns, checkpoint_id, parent_id, type_, checkpoint, metadata = row
+        _require_text(ns, checkpoint_id, parent_id or "")
+        _require_type(type_, checkpoint, {"msgpack"}, "checkpoint")
+        fields = split_map(checkpoint)
+        channels = split_map(fields.pop("channel_values", b"\x80"))
+        body = {key: plain(key, raw) for key, raw in fields.items()}
+        named = body.get("channel_versions", {})
+        if not isinstance(named, dict):
+            raise NotCanonicalError("channel_versions is not a map")
+        versions = {channel: version_text(version) for channel, version in named.items()}
+        values: list[Value] = []
+        refs = [
+            self._value(channel, versions.get(channel), bytes(raw), values)
+            for channel, raw in sorted(channels.items())
+        ]
+        return values, Checkpoint(
+            self._thread_id,
+            ns,
+            checkpoint_id,
+            parent_id,
+            body_bytes(body),
+            _metadata(metadata),
+            versions,
+            tuple(refs),
+        )
+
+    def _value(self, channel: str, version: str | None, raw: bytes, new: list[Value]) -> ValueRef:
+        last = self._last.get(channel)
+        if last is not None and last.version == version and last.raw == raw:
+            return ValueRef(channel, version, last.type, last.sha256, None, last.size, is_delta(raw))
+        type_, data = msgpack_value(raw)
+        digest = hashlib.sha256(data).digest()
+        if version is None or inline_json(type_, data) is not None:
+            return ValueRef(channel, version, type_, digest, data, len(data), False)
+        self._last[channel] = _Cached(version, raw, type_, digest, len(data))
+        if (key := (channel, version, digest)) not in self._sent:
+            self._sent.add(key)
+            new.append(Value(self._thread_id, self._ns or "", channel, version, type_, digest, data))
+        return ValueRef(channel, version, type_, digest, None, len(data), is_delta(raw))
+
+
+def _write(row: tuple[Any, ...], *, data: bool) -> Write | Reject:
+    thread_id, ns, checkpoint_id, task_id, idx, task_path, channel, type_, value = row
+    try:
+        _require_text(ns, checkpoint_id, task_id, task_path, channel)
+        if not isinstance(idx, int):
+            raise NotCanonicalError(f"the index of a write is stored as {type(idx).__name__}")
+        _require_type(type_, value, _PLAIN_TYPES, "write")
+    except NotCanonicalError as error:
+        return Reject(thread_id, ns, checkpoint_id, str(error))
+    digest = hashlib.sha256(value).digest()
+    return Write(
+        thread_id, ns, checkpoint_id, task_id, idx, task_path, channel, type_, digest, value if data else None
+    )
+
+
+def _require_text(*values: object) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise NotCanonicalError(f"an id is stored as {type(value).__name__}, not as text: {value!r}")
+
+
+def _require_type(type_: object, data: object, known: set[str] | frozenset[str], what: str) -> None:
+    if type_ not in known:
+        if isinstance(type_, str) and "+" in type_:
+            raise NotCanonicalError(f"the {what} is encrypted (type {type_!r}), which is not supported yet")
+        raise NotCanonicalError(f"the {what} has the serializer type {type_!r}, which is not supported yet")
+    if not isinstance(data, bytes):
+        raise NotCanonicalError(f"the {what} is stored as {type(data).__name__}, not as bytes")
+
+
+def _metadata(metadata: object) -> bytes:
+    if metadata is None:
+        return b"{}"
+    if not isinstance(metadata, bytes | str):
+        raise NotCanonicalError(f"the metadata is stored as {type(metadata).__name__}, not as JSON")
+    try:
+        return canonical_json(metadata)
+    except NotCanonicalError as error:
+        raise NotCanonicalError(f"the metadata is not JSON: {error}") from None
+
+
+def _by_thread(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[str, Iterator[tuple[Any, ...]]]]:
+    """Group sorted rows by their first column without holding a group in memory."""
+    row = next(rows, None)
+    while row is not None:
+        thread = row[0]
+        if not isinstance(thread, str):
+            raise SourceError(f"a thread id is stored as {type(thread).__name__}, not as text: {thread!r}")
+
+        def group(thread: str = thread) -> Iterator[tuple[Any, ...]]:
+            nonlocal row
+            while row is not None and row[0] == thread:
+                yield row
+                row = next(rows, None)
+
+        yield thread, group()
+        while row is not None and row[0] == thread:
+            row = next(rows, None)
+
+
+def _require_file(path: Path, label: str) -> None:
+    try:
+        if path.is_dir():
+            raise SourceError(f"{label} is a directory, not a SQLite file")
+        with path.open("rb") as file:
+            head = file.read(16)
+    except FileNotFoundError:
+        raise SourceError(f"{label} does not exist") from None
+    except OSError as error:
+        raise SourceError(f"cannot read {label}: {error.strerror}") from None
+    if head and head != _MAGIC:
+        raise SourceError(f"{label} is not a SQLite database")
+
+
+def _is_idle_wal(path: Path) -> bool:
+    """A database in WAL mode that nobody has open.
+
+    Opening such a file leaves ``-wal`` and ``-shm`` files behind, even for reading, unless SQLite is told
+    that the file will not change. It might, so :class:`_Unlocked` looks whether it did.
+    """
+    with path.open("rb") as file:
+        header = file.read(20)
+    return header[18:20] == _WAL_VERSION and not _beside(path, "-wal").exists()
+
+
+class _Unlocked:
+    """Notices a change of a file that is read without a lock."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = self._look()
+
+    def _look(self) -> Mapping[str, object]:
+        stat = self._path.stat()
+        wal = _beside(self._path, "-wal")
+        return {
+            "file": (stat.st_ino, stat.st_size, stat.st_mtime_ns),
+            "wal": wal.exists() and wal.stat().st_size > 0,
+        }
+
+    def changed(self) -> bool:
+        return self._look() != self._seen
+
+
+def _open(path: Path, stack: ExitStack, label: str, *, immutable: bool) -> sqlite3.Connection:
+    try:
+        return _begin(path, stack, immutable=immutable)
+    except sqlite3.OperationalError as error:
+        # A crashed writer left a journal, and this is not a place where SQLite may clean up after it.
+        journals = [side for side in ("-wal", "-journal") if _beside(path, side).exists()]
+        if not journals:
+            raise SourceError(f"cannot read {label}: {error}") from None
+    except sqlite3.DatabaseError as error:
+        raise SourceError(f"{label} is not a SQLite database: {error}") from None
+    try:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="persistence-")))
+        for name in (path, *(_beside(path, side) for side in journals)):
+            shutil.copyfile(name, folder / name.name)
+        return _begin(folder / path.name, stack, immutable=False, mode="rw")
+    except (sqlite3.Error, OSError) as error:
+        raise SourceError(f"cannot read {label}: {error}") from None
+
+
+def _begin(path: Path, stack: ExitStack, *, immutable: bool, mode: str = "ro") -> sqlite3.Connection:
+    options = f"mode={mode}" + ("&immutable=1" if immutable else "")
+    conn = sqlite3.connect(
+        f"file:{quote(str(path.absolute()))}?{options}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=30,
+    )
+    try:
+        conn.execute("PRAGMA query_only = ON")
+        conn.execute("BEGIN")
+        # The snapshot begins with the first read, not with BEGIN.
+        conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        conn.close()
+        raise
+    stack.callback(conn.close)
+    return conn
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)

@@ -1,0 +1,223 @@
+"""The jobs: migrate, export, import, verify."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from persistence import schema
+from persistence.dsn import Dsn
+from persistence.errors import ArchiveError
+from persistence.registry import provider_for
+from persistence.transfer.archive import ArchiveSource
+from persistence.transfer.archive_format import MANIFEST
+from persistence.transfer.archive_writer import ArchiveWriter
+from persistence.transfer.digest import digests
+from persistence.transfer.engine import Clock, Copied, Meter, Scan, copy, finish, metered, scan, verify_copy
+from persistence.transfer.preflight import Findings
+from persistence.transfer.records import Source
+from persistence.transfer.report import Progress, Report, no_progress
+from persistence.transfer.spool import Spool
+from persistence.transfer.verify import Verdict, compare
+
+if TYPE_CHECKING:
+    from persistence.contract import Provider
+    from persistence.settings import Settings
+
+Side = str | Dsn | Path
+"""A DSN, or the path of an archive or of a SQLite file."""
+
+
+def migrate(
+    source: Side,
+    target: str | Dsn,
+    *,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    verify: bool = True,
+    archive: Path | None = None,
+) -> Report:
+    """Move every thread of ``source`` into ``target``, and compare both by content.
+
+    The source is only read. An interrupted run is continued by the same call; a finished one is
+    recognised and changes nothing.
+
+    Args:
+        source: A DSN, or the path of an archive or of a SQLite file.
+        target: A DSN.
+        settings: Defaults to the settings from the environment.
+        progress: Told how far it has come.
+        verify: Compare both sides afterwards.
+        archive: Go through an archive in this folder, which stays as a backup.
+
+    Raises:
+        SourceError: The source cannot be read.
+        RefusedError: The target cannot hold something; nothing was written.
+        ConflictError: The target has threads of the source already; nothing was written.
+        VerificationError: The sides differ afterwards.
+    """
+    clock = Clock(progress or no_progress)
+    provider = provider_for(target, settings)
+    if archive is None:
+        with _source(source, settings) as opened:
+            return _load(opened, provider, clock, verify=verify)
+    with _source(source, settings) as opened, provider.sink():
+        label = opened.label
+        if (archive / MANIFEST).exists():
+            _require_same(opened, archive, clock)
+        else:
+            _write_archive(opened, archive, clock)
+    with ArchiveSource(archive) as stored:
+        return replace(_load(stored, provider, clock, verify=verify), source=label)
+
+
+def export(
+    source: Side, archive: Path, *, settings: Settings | None = None, progress: Progress | None = None
+) -> Report:
+    """Write every thread of ``source`` into a new archive.
+
+    Raises:
+        SourceError: The source cannot be read.
+        ArchiveError: The archive exists already, or cannot be written.
+        RefusedError: A row has no neutral form; no archive was written.
+    """
+    clock = Clock(progress or no_progress)
+    with _source(source, settings) as opened:
+        found = _write_archive(opened, archive, clock)
+        return _report(opened.label, f"archive {archive}", found, clock)
+
+
+def import_(
+    archive: Path,
+    target: str | Dsn,
+    *,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    verify: bool = True,
+) -> Report:
+    """Write every thread of an archive into ``target``; otherwise as :func:`migrate`.
+
+    Raises:
+        ArchiveError: The archive is damaged; nothing was written.
+    """
+    clock = Clock(progress or no_progress)
+    provider = provider_for(target, settings)
+    with ArchiveSource(archive) as stored:
+        return _load(stored, provider, clock, verify=verify)
+
+
+def verify(
+    left: Side,
+    right: Side,
+    *,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    subset: bool = False,
+) -> Verdict:
+    """Compare two sides by content, each digest computed from that side's own rows.
+
+    Args:
+        left: A DSN, or the path of an archive or of a SQLite file.
+        right: The same.
+        settings: Defaults to the settings from the environment.
+        progress: Told how far it has come.
+        subset: Threads that only the right side has are no difference.
+    """
+    clock = Clock(progress or no_progress)
+    with _source(left, settings) as one, _source(right, settings) as other:
+        meter = Meter(clock, "verify", one.count())
+        mine = digests(metered(one.records(data=False), meter))
+        verdict = Verdict(one.label, other.label)
+        if subset:
+            with Spool() as spool:
+                for thread in mine:
+                    spool.add(thread)
+                verdict = verify_copy(one, other, spool, clock, meter.totals.checkpoints)
+        else:
+            compare(one, other, mine, digests(other.records(data=False)), verdict)
+        meter.tell()
+        return verdict
+
+
+def verify_archive(archive: Path, *, progress: Progress | None = None) -> Report:
+    """Check an archive by itself: its checksums, and the digest of every thread.
+
+    Raises:
+        ArchiveError: It is damaged, incomplete, or of a version that is not known.
+    """
+    clock = Clock(progress or no_progress)
+    with ArchiveSource(archive) as stored, Spool() as spool:
+        found = scan(stored, spool, clock, Findings())
+        return _report(stored.label, stored.label, found, clock, verified=True)
+
+
+def _load(source: Source, provider: Provider, clock: Clock, *, verify: bool) -> Report:
+    with provider.sink() as sink, Spool() as spool:
+        found = scan(source, spool, clock, sink.preflight())
+        schema.setup(provider)
+        with sink.exclusive():
+            copied = copy(source, sink, found, spool, clock)
+            if not copied.already_done:
+                if verify:
+                    with provider.source() as target:
+                        verify_copy(source, target, spool, clock, found.totals.checkpoints).require()
+                    copied.verified = True
+                finish(sink, copied, found.totals)
+        return _report(source.label, sink.label, found, clock, copied, verified=copied.verified)
+
+
+def _write_archive(source: Source, folder: Path, clock: Clock) -> Scan:
+    with ArchiveWriter(folder) as writer, Spool() as spool:
+        found = scan(source, spool, clock, Findings(), writer)
+        writer.finish(source.label, found.fingerprint, found.totals)
+        return found
+
+
+def _require_same(source: Source, folder: Path, clock: Clock) -> None:
+    """An archive that is there already is used if it holds what the source holds now."""
+    with ArchiveSource(folder) as stored, Spool() as spool:
+        if scan(source, spool, clock, Findings()).fingerprint != stored.manifest.fingerprint:
+            raise ArchiveError(
+                f"archive {folder} exists and holds something else than {source.label}",
+                hint="name another folder",
+            )
+
+
+def _report(
+    source: str,
+    target: str,
+    found: Scan,
+    clock: Clock,
+    copied: Copied | None = None,
+    *,
+    verified: bool = False,
+) -> Report:
+    return Report(
+        source=source,
+        target=target,
+        fingerprint=found.fingerprint,
+        run_id=copied.run_id if copied else None,
+        totals=found.totals,
+        batches_written=copied.written if copied else 0,
+        batches_skipped=copied.skipped if copied else 0,
+        already_done=copied.already_done if copied else False,
+        verified=verified,
+        seconds=clock.seconds(),
+        phases=clock.phases,
+    )
+
+
+def _source(side: Side, settings: Settings | None) -> AbstractContextManager[Source]:
+    """What a DSN or a path names; a text with neither ``://`` nor ``=`` is a path."""
+    if isinstance(side, str) and "://" not in side and "=" not in side:
+        side = Path(side)
+    if isinstance(side, Path):
+        # A folder that is not a SQLite file can only be meant as an archive.
+        if side.is_dir():
+            return ArchiveSource(side)
+        path = str(side)
+        side = Dsn("sqlite", path, "", {}, f"sqlite:///{quote(path)}")
+    return provider_for(side, settings).source()

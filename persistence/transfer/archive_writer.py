@@ -1,0 +1,204 @@
+"""Writes an archive: bounded parts, each on disk before the next begins, and the manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import zstandard
+
+from persistence.errors import ArchiveError
+from persistence.transfer import archive_format as fmt
+from persistence.transfer.digest import ThreadDigest
+from persistence.transfer.records import Checkpoint, Record, Value, Write
+from persistence.transfer.report import Totals
+
+_LEVEL = 3
+_FLUSH_BYTES = 1_000_000
+
+
+class ArchiveWriter:
+    """A new archive. A context manager: leaving it by an error removes what was written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._parts: list[fmt.Part] = []
+        self._open: _PartWriter | None = None
+        self._thread: str | None = None
+
+    def __enter__(self) -> ArchiveWriter:
+        self._created = _prepare(self._folder)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open is not None:
+            self._open.abort()
+        if error is not None:
+            _clear(self._folder)
+            if self._created:
+                self._folder.rmdir()
+
+    def add(self, record: Record) -> None:
+        """Append a record; records come in the order of ``persistence.transfer.records``."""
+        frame: fmt.Frame
+        match record:
+            case Value():
+                frame = fmt.ValueFrame(
+                    record.checkpoint_ns, record.channel, record.version, record.type, record.data
+                )
+            case Checkpoint():
+                frame = fmt.CheckpointFrame(
+                    record.checkpoint_ns,
+                    record.checkpoint_id,
+                    record.parent_id,
+                    record.body,
+                    record.metadata,
+                    list(record.values),
+                )
+            case Write():
+                frame = fmt.WriteFrame(*record[1:7], record.type, record.data or b"")
+            case _:
+                return
+        self._part_for(record.thread_id).frame(frame)
+
+    def end_thread(self, digest: ThreadDigest) -> None:
+        """Close a thread with its digest."""
+        self._part_for(digest.thread_id).frame(fmt.EndFrame(digest.sha256, digest.checkpoints, digest.writes))
+
+    def finish(self, source: str, fingerprint: str, totals: Totals) -> None:
+        """Write the manifest; only now the archive is one."""
+        self._close_part()
+        manifest = fmt.Manifest(
+            format=fmt.FORMAT,
+            version=fmt.VERSION,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            creator=f"langgraph-persistence {version('langgraph-persistence')}",
+            source=source,
+            fingerprint=fingerprint,
+            totals=fmt.ManifestTotals(
+                totals.threads, totals.checkpoints, totals.writes, totals.values, totals.bytes
+            ),
+            parts=self._parts,
+        )
+        temporary = self._folder / f"{fmt.MANIFEST}.tmp"
+        with temporary.open("xb") as file:
+            file.write(fmt.manifest_bytes(manifest))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self._folder / fmt.MANIFEST)
+        _sync_folder(self._folder)
+        _sync_folder(self._folder.parent)
+
+    def _part_for(self, thread: str) -> _PartWriter:
+        if self._open is not None and self._open.raw_bytes >= fmt.PART_BYTES:
+            self._close_part()
+        if self._open is None:
+            self._open = _PartWriter(self._folder, fmt.part_name(len(self._parts) + 1))
+            self._open.begin(thread, continued=thread == self._thread)
+        elif thread != self._thread:
+            self._open.begin(thread, continued=False)
+        self._thread = thread
+        return self._open
+
+    def _close_part(self) -> None:
+        if self._open is not None:
+            self._parts.append(self._open.close())
+            self._open = None
+
+
+class _PartWriter:
+    """One file of compressed frames."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._name = name
+        self._file: BinaryIO = (folder / name).open("xb")
+        self._hash = hashlib.sha256()
+        self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compressobj()
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._records = self._bytes = self.raw_bytes = 0
+        self._threads: tuple[str, str] | None = None
+
+    def begin(self, thread: str, *, continued: bool) -> None:
+        self._threads = (self._threads[0] if self._threads else thread, thread)
+        self.frame(fmt.ThreadFrame(thread, continued))
+
+    def frame(self, frame: fmt.Frame) -> None:
+        data = fmt.encoder.encode(frame)
+        if len(data) > fmt.MAX_RECORD_BYTES:
+            raise ArchiveError(f"a record of {len(data)} bytes is larger than an archive can hold")
+        self._pending += (bytes([fmt.FRAME_MARK]), len(data).to_bytes(4), data)
+        self._pending_bytes += len(data) + 5
+        self.raw_bytes += len(data) + 5
+        self._records += 1
+        if self._pending_bytes >= _FLUSH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._write(self._compressor.compress(b"".join(self._pending)))
+        self._pending.clear()
+        self._pending_bytes = 0
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._bytes += len(data)
+
+    def close(self) -> fmt.Part:
+        self._flush()
+        self._write(self._compressor.flush())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        first, last = self._threads or ("", "")
+        return fmt.Part(
+            self._name, self._hash.hexdigest(), self._bytes, self.raw_bytes, self._records, first, last
+        )
+
+    def abort(self) -> None:
+        self._file.close()
+
+
+def _prepare(folder: Path) -> bool:
+    """Make the folder, or take over what an export that did not end left; whether it was made."""
+    if not folder.exists():
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise ArchiveError(f"cannot make archive {folder}: {error.strerror}") from None
+        return True
+    if not folder.is_dir():
+        raise ArchiveError(f"{folder} exists and is not a folder")
+    if (folder / fmt.MANIFEST).exists():
+        raise ArchiveError(f"archive {folder} exists already", hint="name another folder, or delete this one")
+    if others := [path.name for path in folder.iterdir() if not _is_ours(path.name)]:
+        raise ArchiveError(
+            f"{folder} holds other files ({others[0]})", hint="name a folder that is empty or new"
+        )
+    _clear(folder)
+    return False
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if _is_ours(path.name):
+            path.unlink()
+
+
+def _is_ours(name: str) -> bool:
+    return fmt.is_part_name(name) or name == f"{fmt.MANIFEST}.tmp"
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,281 @@
+"""One spelling for each value, so that the same content has the same bytes on every side.
+
+Postgres' JSONB reorders keys, drops duplicate ones and rewrites numbers; SQLite holds msgpack and
+JSON text as they were written. The canonical JSON here survives JSONB unchanged: keys sorted by
+code point, no white space, integers in full, floats in positional notation with the fewest digits
+that read back equal and always a digit after the point, and no negative zero.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import ormsgpack
+
+# What msgspec spells otherwise than canonical JSON: exponents, and the zero that JSONB does not keep
+# negative. Matches inside strings only cost time.
+_RESPELL = re.compile(rb"[0-9]e-?[0-9]|-0\.0")
+_ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+INLINE_BYTES = 512
+"""Strings up to this long travel inside their checkpoint; longer ones are stored once per version."""
+DELTA_SNAPSHOT_EXT = 7
+"""The msgpack extension of a DeltaChannel snapshot: ``EXT_DELTA_SNAPSHOT``, checkpoint 4.3.2."""
+
+_map = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_versions = msgspec.msgpack.Decoder(dict[str, str | int])
+_versions_seen = msgspec.msgpack.Decoder(dict[str, dict[str, str | int]])
+
+
+class NotCanonicalError(ValueError):
+    """A value has no canonical form."""
+
+
+def json_bytes(value: Any) -> bytes:
+    """Canonical JSON of plain values.
+
+    Raises:
+        NotCanonicalError: A value is not JSON: bytes, an extension type, NaN, a key that is no string.
+    """
+    try:
+        return "".join(_spell(value)).encode()
+    except (UnicodeEncodeError, RecursionError) as error:
+        raise NotCanonicalError(_reason(error)) from None
+
+
+def canonical_json(text: bytes | str) -> bytes:
+    """Canonical JSON of JSON text.
+
+    Raises:
+        NotCanonicalError: It is not JSON, or holds what JSON readers do not agree on.
+    """
+    return canonical_value(decode_json(text))
+
+
+def decode_json(text: bytes | str) -> Any:
+    """The plain values of JSON text.
+
+    Raises:
+        NotCanonicalError: As :func:`canonical_json`.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise NotCanonicalError(_reason(error)) from None
+
+
+def canonical_value(value: Any) -> bytes:
+    """Canonical JSON of what :func:`decode_json` gave."""
+    try:
+        plain = msgspec.json.encode(value, order="deterministic")
+    except RecursionError as error:
+        raise NotCanonicalError(_reason(error)) from None
+    return json_bytes(value) if _RESPELL.search(plain) else plain
+
+
+def has_nul(canonical: bytes) -> bool:
+    """Whether a string in canonical JSON holds the character that Postgres cannot store."""
+    return b"\\u0000" in canonical and _ESCAPED_NUL.search(canonical) is not None
+
+
+def float_text(value: float) -> str:
+    """A float in positional notation, as JSONB gives it back.
+
+    Raises:
+        NotCanonicalError: It is not finite.
+    """
+    if not math.isfinite(value):
+        raise NotCanonicalError(f"{value} is not a JSON number")
+    text = format(Decimal(repr(value or 0.0)), "f")
+    return text if "." in text else text + ".0"
+
+
+def version_text(value: object) -> str:
+    """A channel version as the text that identifies its value.
+
+    Raises:
+        NotCanonicalError: It is neither text nor a number.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return float_text(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise NotCanonicalError(f"a channel version is {type(value).__name__}, not text or a number")
+
+
+def split_map(data: bytes) -> dict[str, msgspec.Raw]:
+    """A msgpack map with its values left as the bytes they are.
+
+    Raises:
+        NotCanonicalError: It is not a map with string keys, or is damaged.
+    """
+    try:
+        return _map.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise NotCanonicalError(_reason(error)) from None
+
+
+def plain(key: str, raw: bytes | msgspec.Raw) -> Any:
+    """One field of a checkpoint, other than ``channel_values``, as plain values; checked strictly."""
+    try:
+        if key == "channel_versions":
+            return _versions.decode(raw)
+        if key == "versions_seen":
+            return _versions_seen.decode(raw)
+    except msgspec.ValidationError:
+        pass  # unusual, such as float versions; the general form below decides
+    try:
+        return msgspec.msgpack.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise NotCanonicalError(_reason(error)) from None
+
+
+def body_bytes(fields: Mapping[str, Any]) -> bytes:
+    """Canonical JSON of a checkpoint's plain fields."""
+    if _only_known(fields):
+        return msgspec.json.encode(fields, order="deterministic")
+    return json_bytes(fields)
+
+
+def _only_known(fields: Mapping[str, Any]) -> bool:
+    """Whether all that msgspec would spell differently, or let pass, is out of the question."""
+    for key, value in fields.items():
+        match key:
+            case "v" if type(value) is int:
+                continue
+            case "id" | "ts" if type(value) is str:
+                continue
+            case "updated_channels" if value is None or (
+                type(value) is list and all(type(item) is str for item in value)
+            ):
+                continue
+            case "channel_versions" if _text_or_int(value):
+                continue
+            case "versions_seen" if type(value) is dict and all(_text_or_int(v) for v in value.values()):
+                continue
+        return False
+    return True
+
+
+def _text_or_int(versions: Any) -> bool:
+    return type(versions) is dict and all(
+        type(key) is str and type(version) in (str, int) for key, version in versions.items()
+    )
+
+
+def msgpack_value(raw: bytes) -> tuple[str, bytes]:
+    """The serializer's type and bytes of a value that stood inside a msgpack map.
+
+    Inside the map ``None`` is nil and ``bytes`` is bin, while on its own the serializer of
+    checkpoint 4.3.2 gives both a type of their own.
+    """
+    first = raw[0]
+    if first == 0xC0:
+        return "null", b""
+    if header := _BIN_HEADER.get(first):
+        return "bytes", raw[header:]
+    return "msgpack", raw
+
+
+_BIN_HEADER = {0xC4: 2, 0xC5: 3, 0xC6: 5}
+_EXT_CODE_AT = {0xD4: 1, 0xD5: 1, 0xD6: 1, 0xD7: 1, 0xD8: 1, 0xC7: 2, 0xC8: 3, 0xC9: 5}
+
+
+def is_delta(start: bytes) -> bool:
+    """Whether a msgpack value, given its first six bytes or more, is a DeltaChannel snapshot."""
+    at = _EXT_CODE_AT.get(start[0]) if start else None
+    return at is not None and len(start) > at and start[at] == DELTA_SNAPSHOT_EXT
+
+
+_SHORT_SCALAR_BYTES = INLINE_BYTES + 5
+
+
+def inline_json(type_: str, data: bytes) -> bytes | None:
+    """The JSON of a scalar that JSONB gives back unchanged, or ``None`` for everything else.
+
+    Unchanged means that the value read back packs to the very bytes given.
+    """
+    if type_ == "null":
+        return b"null"
+    if type_ != "msgpack" or len(data) > _SHORT_SCALAR_BYTES or not _is_scalar(data[0]):
+        return None
+    try:
+        value = ormsgpack.unpackb(data)
+    except ormsgpack.MsgpackDecodeError:
+        return None
+    if isinstance(value, float):
+        spelled = repr(value)
+        if not math.isfinite(value) or "e" in spelled or spelled == "-0.0":
+            return None
+    elif isinstance(value, str) and "\0" in value:
+        return None
+    return msgspec.json.encode(value) if ormsgpack.packb(value) == data else None
+
+
+def _is_scalar(first: int) -> bool:
+    """Whether a msgpack value that begins with this byte is a boolean, number or string."""
+    return (
+        first <= 0x7F
+        or 0xA0 <= first <= 0xBF
+        or first in (0xC2, 0xC3, 0xCA, 0xCB)
+        or 0xCC <= first <= 0xD3
+        or 0xD9 <= first <= 0xDB
+        or first >= 0xE0
+    )
+
+
+def json_value(value: Any) -> tuple[str, bytes]:
+    """The serializer's type and bytes of a value that stood in a JSON document.
+
+    Raises:
+        NotCanonicalError: It has no msgpack form, such as an integer of more than 64 bits.
+    """
+    if value is None:
+        return "null", b""
+    try:
+        return "msgpack", ormsgpack.packb(value)
+    except (ormsgpack.MsgpackEncodeError, TypeError) as error:
+        raise NotCanonicalError(_reason(error)) from None
+
+
+def _spell(value: Any) -> list[str]:
+    out: list[str] = []
+    _spell_into(value, out)
+    return out
+
+
+def _spell_into(value: Any, out: list[str]) -> None:
+    if value is None or isinstance(value, bool):
+        out.append({None: "null", True: "true", False: "false"}[value])
+    elif isinstance(value, str | int):
+        out.append(msgspec.json.encode(value).decode())
+    elif isinstance(value, float):
+        out.append(float_text(value))
+    elif isinstance(value, list | tuple):
+        out.append("[")
+        for number, item in enumerate(value):
+            out.append("," if number else "")
+            _spell_into(item, out)
+        out.append("]")
+    elif isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise NotCanonicalError("a key is not text")
+        out.append("{")
+        for number, key in enumerate(sorted(value)):
+            out.append("," if number else "")
+            out.append(msgspec.json.encode(key).decode() + ":")
+            _spell_into(value[key], out)
+        out.append("}")
+    else:
+        raise NotCanonicalError(f"{type(value).__name__} is not JSON")
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,52 @@
+"""Collects what cannot be moved, so that it is said once, in full, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from persistence.errors import TransferError
+from persistence.transfer.digest import describe
+from persistence.transfer.records import Problem, Record, Reject
+
+_EXAMPLES = 3
+_SHOWN = 3
+
+
+class Findings:
+    """Notes rows that the source could not express; targets with limits of their own extend it."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, Problem] = {}
+
+    def see(self, record: Record) -> None:
+        """Note what is wrong with a record."""
+        if isinstance(record, Reject):
+            self.note(record.reason, record)
+
+    def note(self, reason: str, record: Record) -> None:
+        """Count a row that cannot be moved, and keep the first few as examples."""
+        problem = self._problems.setdefault(reason, Problem(reason))
+        problem.count += 1
+        if len(problem.examples) < _EXAMPLES:
+            problem.examples.append(describe(record))
+
+    def problems(self) -> list[Problem]:
+        """What was found, most frequent first."""
+        return sorted(self._problems.values(), key=lambda problem: -problem.count)
+
+
+class RefusedError(TransferError):
+    """Some rows cannot be moved; nothing was written.
+
+    Attributes:
+        problems: Each kind of row that cannot be moved, with its count and the first examples.
+    """
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        total = sum(problem.count for problem in problems)
+        kinds = "; ".join(f"{p.count} x {p.reason} (first: {p.examples[0]})" for p in problems[:_SHOWN])
+        more = f"; and {len(problems) - _SHOWN} other kinds" if len(problems) > _SHOWN else ""
+        super().__init__(
+            f"{total} rows of {source} cannot be moved: {kinds}{more}", hint="nothing was written"
+        )

@@ -1,0 +1,170 @@
+"""The neutral form of checkpoint data that every transfer speaks, and what a side of one must offer.
+
+A source yields records in one fixed order: threads by id; in a thread the checkpoints by namespace
+and id, each after the values it uses; then the thread's pending writes by their key. Text compares
+by code point, which is the order of its UTF-8 bytes. A sink takes the same records in batches.
+Nobody here deserialises a channel value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from persistence.transfer.ledger import Ledger, LedgerEntry
+
+
+class ValueRef(NamedTuple):
+    """What a checkpoint holds in one channel."""
+
+    channel: str
+    version: str | None
+    """The channel's version as text, ``None`` for a channel that ``channel_versions`` does not name."""
+    type: str
+    """The serializer's type: ``msgpack``, ``bytes``, ``bytearray`` or ``null``."""
+    sha256: bytes
+    data: bytes | None
+    """The bytes where they travel inside the checkpoint; ``None`` where a :class:`Value` has them."""
+    size: int
+    """How many bytes the value has."""
+    delta: bool
+    """A ``DeltaChannel`` snapshot."""
+
+
+class Value(NamedTuple):
+    """A channel value, sent once per thread, namespace, channel, version and content."""
+
+    thread_id: str
+    checkpoint_ns: str
+    channel: str
+    version: str
+    type: str
+    sha256: bytes
+    data: bytes
+
+
+class Checkpoint(NamedTuple):
+    """One checkpoint without the values that :class:`Value` records carry."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    parent_id: str | None
+    body: bytes
+    """Canonical JSON of the checkpoint without its ``channel_values``."""
+    metadata: bytes
+    """Canonical JSON."""
+    versions: Mapping[str, str]
+    """``channel_versions`` with the versions as text; the same as in ``body``."""
+    values: tuple[ValueRef, ...]
+    """Sorted by channel."""
+
+
+class Write(NamedTuple):
+    """One pending write."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    task_id: str
+    idx: int
+    task_path: str
+    channel: str
+    type: str
+    sha256: bytes
+    data: bytes | None
+    """``None`` where only the content's hash was asked for."""
+
+
+class Reject(NamedTuple):
+    """A row that the source cannot express as a record."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    reason: str
+
+
+Record = Value | Checkpoint | Write | Reject
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records that are written together, in one transaction."""
+
+    number: int
+    records: Sequence[Value | Checkpoint | Write]
+    entry: LedgerEntry
+
+
+@dataclass(slots=True)
+class Problem:
+    """A kind of row that cannot be moved: how many there are, and where the first ones stand."""
+
+    reason: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+class Source(Protocol):
+    """One consistent snapshot of a database or archive."""
+
+    label: str
+    """What messages call it; holds no secret."""
+
+    def count(self) -> int:
+        """How many checkpoints there are, for the progress bar."""
+
+    def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
+        """All records in order, or those of some threads.
+
+        Args:
+            threads: Ids, sorted; ``None`` means all.
+            data: Without it no :class:`Value` is sent and writes carry only their hash.
+
+        Raises:
+            SourceError: The source cannot be read.
+        """
+
+
+class Preflight(Protocol):
+    """Looks at every record before the first is written."""
+
+    def see(self, record: Record) -> None:
+        """Note what the target cannot hold."""
+
+    def problems(self) -> list[Problem]:
+        """What was found."""
+
+
+class Sink(Protocol):
+    """A database that a transfer writes to."""
+
+    label: str
+    identity: str
+    """Which database this is, beyond the name it is reached by; the ledger is bound to it."""
+
+    def preflight(self) -> Preflight:
+        """A fresh check for one transfer."""
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep every other transfer out of this database.
+
+        Raises:
+            ConflictError: One is under way.
+        """
+
+    def ledger(self) -> Ledger:
+        """The record of transfers that this database keeps."""
+
+    def existing(self, threads: Sequence[str]) -> set[str]:
+        """Which of these threads have any row here."""
+
+    def write(self, batch: Batch) -> None:
+        """Commit the batch and its ledger entry together.
+
+        Raises:
+            ConflictError: A row is there already.
+        """
