@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import asynccontextmanager, contextmanager
 from functools import lru_cache
-from typing import Any, ClassVar, LiteralString, Self, cast
+from typing import Any, ClassVar, Self
 
 from psycopg import AsyncCopy, AsyncCursor, Copy, Cursor
 from psycopg.abc import AdaptContext, Params, Query
@@ -123,13 +123,13 @@ def _is_known(name: str) -> bool:
     return bare in LANGGRAPH_TABLES or (bare.startswith(OWN_PREFIX) and bare.isidentifier())
 
 
-def _qualified(query: Query, schema: str, context: AdaptContext, *, placeholders: bool) -> Query:
+def _qualified(query: Query, schema: str, context: AdaptContext, *, placeholders: bool) -> str | bytes:
     if isinstance(query, Composable):
         query = query.as_string(context)
     if isinstance(query, bytes):
         return qualify(query.decode(), schema, placeholders=placeholders).encode()
     if isinstance(query, str):
-        return cast(LiteralString, qualify(query, schema, placeholders=placeholders))
+        return qualify(query, schema, placeholders=placeholders)
     raise TypeError(f"a statement must be str, bytes or psycopg.sql, not {type(query).__name__}")
 
 
@@ -153,12 +153,12 @@ class SchemaCursor(Cursor[DictRow]):
         query = _qualified(query, self.schema, self, placeholders=params is not None)
         return super().stream(query, params, **kwargs)
 
-    def copy(
-        self, statement: Query, params: Params | None = None, **kwargs: Any
-    ) -> AbstractContextManager[Copy]:
+    @contextmanager
+    def copy(self, statement: Query, params: Params | None = None, **kwargs: Any) -> Iterator[Copy]:
         """As the base class does, with the schema named."""
         statement = _qualified(statement, self.schema, self, placeholders=params is not None)
-        return super().copy(statement, params, **kwargs)
+        with super().copy(statement, params, **kwargs) as copy:
+            yield copy
 
 
 class AsyncSchemaCursor(AsyncCursor[DictRow]):
@@ -181,12 +181,14 @@ class AsyncSchemaCursor(AsyncCursor[DictRow]):
         query = _qualified(query, self.schema, self, placeholders=params is not None)
         return super().stream(query, params, **kwargs)
 
-    def copy(
+    @asynccontextmanager
+    async def copy(
         self, statement: Query, params: Params | None = None, **kwargs: Any
-    ) -> AbstractAsyncContextManager[AsyncCopy]:
+    ) -> AsyncIterator[AsyncCopy]:
         """As the base class does, with the schema named."""
         statement = _qualified(statement, self.schema, self, placeholders=params is not None)
-        return super().copy(statement, params, **kwargs)
+        async with super().copy(statement, params, **kwargs) as copy:
+            yield copy
 
 
 @lru_cache(maxsize=64)

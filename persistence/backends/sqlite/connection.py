@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from persistence.contract import ServerInfo
 from persistence.dsn import Dsn
-from persistence.errors import ClosedError, ConnectError, PersistenceError, SchemaError
+from persistence.errors import ConnectError, PersistenceError, SchemaError
 from persistence.settings import Settings
 
 # The in-memory file system whose databases several connections of one process share.
@@ -35,26 +35,26 @@ class SqliteDatabase:
         self._busy_timeout = settings.sqlite_busy_timeout
         self._memory = f"/persistence-{uuid.uuid4().hex}"
         self._anchor: sqlite3.Connection | None = None
+        self._users = 0
         self._lock = threading.Lock()
-        self._closed = False
+
+    def hold(self) -> None:
+        """Keep a database in memory alive until :meth:`close`; as often as it is held."""
+        with self._lock:
+            self._users += 1
 
     def connect(self, readonly: bool = False) -> sqlite3.Connection:
-        """A new connection; the caller closes it, before the database is closed.
+        """A new connection; the caller closes it.
 
         Args:
             readonly: Refuse writes. A file that this process may not write is always opened so.
 
         Raises:
             ConnectError: The file cannot be opened, or is not a database.
-            ClosedError: The database was closed.
         """
         if self.path is not None:
-            if self._closed:
-                raise ClosedError(f"the connection to {self.name} was closed")
             return self._connect_file(self.path, readonly)
         with self._lock:
-            if self._closed:
-                raise ClosedError(f"the connection to {self.name} was closed")
             if self._anchor is None:
                 # A database in memory lives as long as somebody is connected to it.
                 self._anchor = self._connect_memory(readonly=False)
@@ -65,12 +65,12 @@ class SqliteDatabase:
         return ServerInfo("SQLite", sqlite3.sqlite_version)
 
     def close(self) -> None:
-        """Refuse further connections; a database in memory is gone with its last one."""
+        """Undo one :meth:`hold`; after the last, a database in memory is gone with its connections."""
         with self._lock:
-            self._closed = True
-            anchor, self._anchor = self._anchor, None
-        if anchor is not None:
-            anchor.close()
+            self._users = max(0, self._users - 1)
+            if self._users == 0 and self._anchor is not None:
+                self._anchor.close()
+                self._anchor = None
 
     def _connect_memory(self, readonly: bool) -> sqlite3.Connection:
         if sqlite3.sqlite_version_info < _MEMDB_SINCE:

@@ -1,0 +1,73 @@
+"""Memory as a backend: nothing is kept after the process has ended."""
+
+from __future__ import annotations
+
+import threading
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.store.base import BaseStore
+from langgraph.store.memory import InMemoryStore
+
+from persistence.backends.memory.savers import MemorySaver
+from persistence.contract import AsyncBackend, Backend, Capability, Provider, ServerInfo
+from persistence.serializer import make_serializer
+
+
+class MemoryProvider(Provider):
+    """``memory://``: each opening has its own, empty, memory."""
+
+    schemes = ("memory",)
+    capabilities = frozenset({Capability.STORE})
+
+    def open(self) -> Backend:
+        """Make an empty saver."""
+        return MemoryBackend(MemorySaver(serde=make_serializer(self.settings)))
+
+    async def aopen(self) -> AsyncBackend:
+        """Make an empty saver."""
+        return AsyncMemoryBackend(MemorySaver(serde=make_serializer(self.settings)))
+
+
+class _Memory:
+    """What both colours share."""
+
+    def __init__(self, saver: MemorySaver) -> None:
+        self._saver = saver
+        self._store: InMemoryStore | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def checkpointer(self) -> BaseCheckpointSaver[str]:
+        """The saver; one class answers both colours."""
+        return self._saver
+
+    def store(self) -> BaseStore:
+        """LangGraph's store in memory."""
+        with self._lock:
+            if self._store is None:
+                self._store = InMemoryStore()
+            return self._store
+
+
+class MemoryBackend(_Memory):
+    """Memory for synchronous code."""
+
+    def ping(self) -> ServerInfo:
+        """Memory answers."""
+        return ServerInfo("memory", "")
+
+    def close(self, timeout: float) -> None:
+        """Forget everything."""
+        self._saver.close()
+
+
+class AsyncMemoryBackend(_Memory):
+    """Memory for an event loop."""
+
+    async def ping(self) -> ServerInfo:
+        """Memory answers."""
+        return ServerInfo("memory", "")
+
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - the contract's name
+        """Forget everything."""
+        self._saver.close()

@@ -1,0 +1,87 @@
+"""An open SQLite database: the saver and the store on it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.store.base import BaseStore
+
+from persistence.backends.sqlite.connection import SqliteDatabase
+from persistence.backends.sqlite.savers import AsyncSqliteSaver, SqliteSaver
+from persistence.backends.sqlite.store import SqliteStore
+from persistence.contract import ServerInfo
+from persistence.serializer import make_serializer
+from persistence.settings import Settings
+
+
+class _Sqlite:
+    """What both colours share."""
+
+    def __init__(self, database: SqliteDatabase, settings: Settings) -> None:
+        self._database = database
+        self._store: SqliteStore | None = None
+        self._lock = threading.Lock()
+
+    def store(self) -> BaseStore:
+        """The store, on a connection that the first operation makes."""
+        with self._lock:
+            if self._store is None:
+                self._store = SqliteStore(self._database)
+            return self._store
+
+    def _ping(self) -> ServerInfo:
+        conn = self._database.connect(readonly=True)
+        conn.close()
+        return self._database.describe()
+
+    def _close_database(self, timeout: float) -> None:
+        if self._store is not None:
+            self._store.close(timeout)
+        self._database.close()
+
+
+class SqliteBackend(_Sqlite):
+    """A SQLite database for synchronous code."""
+
+    def __init__(self, database: SqliteDatabase, settings: Settings) -> None:
+        super().__init__(database, settings)
+        self._saver = SqliteSaver(database, serde=make_serializer(settings))
+
+    @property
+    def checkpointer(self) -> BaseCheckpointSaver[Any]:
+        """The saver."""
+        return self._saver
+
+    def ping(self) -> ServerInfo:
+        """Read the file's header."""
+        return self._ping()
+
+    def close(self, timeout: float) -> None:
+        """Wait for what the writer has taken, then close every connection."""
+        self._saver.close(timeout)
+        self._close_database(timeout)
+
+
+class AsyncSqliteBackend(_Sqlite):
+    """A SQLite database for an event loop."""
+
+    def __init__(self, database: SqliteDatabase, settings: Settings) -> None:
+        super().__init__(database, settings)
+        self._saver = AsyncSqliteSaver(database, serde=make_serializer(settings))
+
+    @property
+    def checkpointer(self) -> BaseCheckpointSaver[Any]:
+        """The saver."""
+        return self._saver
+
+    async def ping(self) -> ServerInfo:
+        """As :meth:`SqliteBackend.ping`."""
+        return await asyncio.to_thread(self._ping)
+
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - the contract's name
+        """As :meth:`SqliteBackend.close`."""
+        await self._saver.aclose(timeout)
+        await asyncio.to_thread(self._close_database, timeout)

@@ -1,0 +1,189 @@
+"""From a DSN to an open backend: what to open, attempts, setup, and the fallback if it is allowed.
+
+Both colours follow the same plan; only the waiting differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from persistence.contract import AsyncBackend, Backend, Capability, Provider
+from persistence.dsn import Dsn
+from persistence.errors import ConnectError
+from persistence.registry import provider_for
+from persistence.settings import Settings, get_settings
+
+logger = logging.getLogger("persistence")
+
+B = TypeVar("B", Backend, AsyncBackend)
+
+_MEMORY = "memory://"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be opened, and why.
+
+    Attributes:
+        provider: ``None`` where checkpointing is switched off.
+        dsn: The DSN that was asked for; ``None`` where there is none.
+        reason: Why this backend, in words, for the log and for ``status``.
+        degraded: Why memory stands in for the database that was configured, or ``None``.
+    """
+
+    settings: Settings
+    provider: Provider | None
+    dsn: Dsn | None
+    reason: str
+    degraded: str | None = None
+
+    @property
+    def mode(self) -> str:
+        """The scheme that serves, or ``off``."""
+        return self.provider.dsn.scheme if self.provider else "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Generic[B]):
+    """An open backend with the plan that led to it; no backend where checkpointing is off."""
+
+    plan: Plan
+    backend: B | None
+
+
+def make_plan(dsn: str | Dsn | None, settings: Settings | None) -> Plan:
+    """Decide what to open, without touching any database.
+
+    Raises:
+        DsnError: The DSN is malformed, or its scheme is not known.
+        SettingsError: A setting is wrong.
+        MissingDriverError: The DSN's driver is not installed.
+    """
+    settings = settings or get_settings()
+    if dsn is None:
+        asked, origin = settings.resolve_dsn(), "the DSN of the settings"
+    else:
+        asked, origin = (Dsn.parse(dsn) if isinstance(dsn, str) else dsn), "the DSN that was passed"
+    if not settings.enable_checkpointing:
+        return Plan(settings, None, asked, "PERSISTENCE_ENABLE_CHECKPOINTING is off")
+    if asked is None:
+        return Plan(settings, _memory(settings), None, "PERSISTENCE_DSN is not set")
+    if settings.use_postgres is False and asked.scheme.startswith("postgres"):
+        reason = f"PERSISTENCE_USE_POSTGRES is off, so {asked} is not used"
+        return Plan(settings, _memory(settings), asked, reason, degraded=reason)
+    provider = provider_for(asked, settings)
+    return Plan(provider.settings, provider, asked, origin)
+
+
+def open_backend(plan: Plan) -> Opened[Backend]:
+    """Connect with bounded attempts, and make the tables unless told not to.
+
+    Raises:
+        ConnectError: The database does not answer, and memory may not stand in.
+        SchemaError: The tables cannot be made.
+    """
+    provider = plan.provider
+    if provider is None:
+        return _report(Opened(plan, None))
+    import stamina
+
+    try:
+        for attempt in stamina.retry_context(**_attempts(plan)):
+            with attempt:
+                _note(plan, attempt.num)
+                backend = provider.open()
+    except ConnectError as error:
+        plan = _fall_back(plan, error)
+        return _report(Opened(plan, plan.provider.open() if plan.provider else None))
+    try:
+        if plan.settings.setup_on_open:
+            make_tables(provider)
+    except BaseException:
+        backend.close(plan.settings.close_timeout)
+        raise
+    return _report(Opened(plan, backend))
+
+
+async def aopen_backend(plan: Plan) -> Opened[AsyncBackend]:
+    """As :func:`open_backend`, for the running event loop."""
+    provider = plan.provider
+    if provider is None:
+        return _report(Opened(plan, None))
+    import stamina
+
+    try:
+        async for attempt in stamina.retry_context(**_attempts(plan)):
+            with attempt:
+                _note(plan, attempt.num)
+                backend = await provider.aopen()
+    except ConnectError as error:
+        plan = _fall_back(plan, error)
+        return _report(Opened(plan, await plan.provider.aopen() if plan.provider else None))
+    try:
+        if plan.settings.setup_on_open:
+            await asyncio.to_thread(make_tables, provider)
+    except BaseException:
+        await backend.close(plan.settings.close_timeout)
+        raise
+    return _report(Opened(plan, backend))
+
+
+def make_tables(provider: Provider) -> None:
+    """Run setup where the backend has tables."""
+    if Capability.TABLES in provider.capabilities:
+        from persistence.schema import setup
+
+        setup(provider)
+
+
+def _memory(settings: Settings) -> Provider:
+    return provider_for(_MEMORY, settings)
+
+
+def _attempts(plan: Plan) -> dict[str, Any]:
+    settings = plan.settings
+    return {
+        "on": lambda error: isinstance(error, ConnectError) and error.transient,
+        "attempts": settings.connect_attempts,
+        "timeout": None,
+        "wait_initial": settings.connect_backoff,
+        "wait_max": settings.connect_backoff_max,
+        "wait_jitter": settings.connect_backoff,
+    }
+
+
+def _note(plan: Plan, number: int) -> None:
+    if number > 1:
+        logger.warning("connecting to %s again, attempt %d", plan.dsn, number)
+
+
+def _fall_back(plan: Plan, error: ConnectError) -> Plan:
+    """Memory in place of a database that does not answer, if that is the policy."""
+    settings = plan.settings
+    if settings.fallback != "memory":
+        tried = settings.connect_attempts if error.transient else 1
+        times = f" after {tried} attempts" if tried > 1 else ""
+        hint = error.hint or (
+            "start the database or correct the DSN; PERSISTENCE_FALLBACK=memory runs without it, at a loss"
+        )
+        raise ConnectError(f"{error.message}{times}", hint=hint, transient=error.transient) from None
+    return Plan(settings, _memory(settings), plan.dsn, f"fallback: {error.message}", degraded=error.message)
+
+
+def _report(opened: Opened[B]) -> Opened[B]:
+    """One line that says which backend serves and why; a warning where data will be lost."""
+    plan = opened.plan
+    extra = {
+        "persistence_mode": plan.mode,
+        "persistence_reason": plan.reason,
+        "persistence_dsn": str(plan.dsn) if plan.dsn else None,
+        "persistence_degraded": plan.degraded is not None,
+    }
+    if plan.degraded:
+        logger.warning("persistence in %s, nothing will be kept: %s", plan.mode, plan.reason, extra=extra)
+    else:
+        logger.info("persistence %s: %s", plan.mode, plan.reason, extra=extra)
+    return opened
