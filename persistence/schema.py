@@ -24,6 +24,7 @@ from persistence.dsn import mask_secrets
 from persistence.errors import SchemaError
 
 SETUP = "persistence setup"
+REPAIR = "persistence setup --repair"
 UPGRADE = "persistence schema upgrade"
 _REMAKE = "persistence schema downgrade base` and `persistence schema upgrade"
 
@@ -289,10 +290,12 @@ def _known(revision: str) -> str | None:
 
 def _differences(provider: Provider, tables: Tables) -> list[Difference]:
     observed = tables.observed()
-    found = _compare(tables.required, observed, mend=SETUP)
+    pending = tables.langgraph_pending()
+    # Where nothing is pending LangGraph's own setup sees nothing to do, whatever is missing.
+    found = _compare(tables.required, observed, mend=SETUP if pending else REPAIR)
     found += [
         Difference(table, "migration", detail, SETUP)
-        for table, detail in tables.langgraph_pending().items()
+        for table, detail in pending.items()
         if table in observed
     ]
     revision = tables.own_revision()
@@ -306,7 +309,8 @@ def _differences(provider: Provider, tables: Tables) -> list[Difference]:
             "persistence_alembic_version",
             "migration",
             f"our own tables are {at}, revision {head()} is needed",
-            UPGRADE if not found else SETUP,
+            # Setup does this too.
+            next((difference.mend for difference in found if difference.mend), UPGRADE),
         ),
     ]
 
@@ -346,7 +350,7 @@ def _make(provider: Provider, tables: Tables, found: list[Difference], *, repair
     langgraph = [difference for difference in found if not difference.table.startswith("persistence_")]
     if langgraph:
         tables.create_langgraph_tables()
-        if repair and _compare(tables.required, tables.observed(), mend=SETUP):
+        if repair and _compare(tables.required, tables.observed(), mend=REPAIR):
             tables.repair_langgraph_tables()
     if tables.own_revision() != head():
         _alembic(provider, tables, "upgrade", "head")
@@ -355,7 +359,6 @@ def _make(provider: Provider, tables: Tables, found: list[Difference], *, repair
 
 def _drift(provider: Provider, differences: list[Difference], *, repaired: bool) -> SchemaError:
     """The error for a database that is not as it must be."""
-    missing = [difference for difference in differences if difference.kind == "table"]
     message = f"the tables of {provider.dsn} are not as this version needs them: " + "; ".join(
         str(difference) for difference in differences
     )
@@ -366,10 +369,10 @@ def _drift(provider: Provider, differences: list[Difference], *, repaired: bool)
             hint="no command mends this: the table was not made by LangGraph or was changed by hand; "
             "use another database or schema, or restore a backup",
         )
-    lost = (
-        " (an empty table takes the place of a lost one: restore a backup if it held data)" if missing else ""
-    )
-    return SchemaError(message, hint="run " + ", then ".join(f"`{c}`" for c in commands) + lost)
+    hint = "run " + ", then ".join(f"`{command}`" for command in commands)
+    if any(difference.kind == "table" and difference.mend == REPAIR for difference in differences):
+        hint += ", but if the missing table held data restore a backup: it will be made empty"
+    return SchemaError(message, hint=hint)
 
 
 def _refuse_newer(provider: Provider, revision: str | None) -> None:

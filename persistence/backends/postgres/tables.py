@@ -203,13 +203,16 @@ class PostgresTables:
             connection.close()
 
     def create_langgraph_tables(self) -> None:
-        """Run the official ``setup()`` of saver and store; make invalid indexes valid."""
+        """Run the official ``setup()`` of saver and store."""
         with self._explained():
             self._create_schema()
+            pending = self.langgraph_pending()
             connection = self._connection()
             PostgresSaver(connection).setup()
             PostgresStore(connection).setup()
-            self._rebuild_invalid_indexes()
+            if pending:
+                # A setup that was killed leaves an index half built, and IF NOT EXISTS takes it for made.
+                self._rebuild_invalid_indexes()
 
     def repair_langgraph_tables(self) -> None:
         """Run every migration of LangGraph's again, recorded or not. All of them may be repeated."""
