@@ -172,18 +172,17 @@ def _keyword_pairs(text: str) -> Iterator[Pair]:
 
 
 def _merge_pairs(pairs: Iterator[Pair]) -> Iterator[Span]:
-    """The spans of the secret values; a password's unencoded "&" or space leaves unknown pairs behind it."""
-    current: Span | None = None
+    """The spans of the secret values.
+
+    An unencoded "&" or space in a password leaves pairs behind it whose names nobody knows: everything
+    from the last secret up to such a pair is masked.
+    """
+    spans: list[Span] = []
     for name, value, start, end in pairs:
         if _SECRET_NAME.search(name) and not name.endswith("file"):
-            if current:
-                yield current
-            current = start, end
-        elif current and name not in _KNOWN_NAMES:
-            current = current[0], end
-        else:
-            if current:
-                yield current
-            current = (start, end) if _NESTED_SECRET.search(value) else None
-    if current:
-        yield current
+            spans.append((start, end))
+        elif spans and name not in _KNOWN_NAMES:
+            spans[-1] = spans[-1][0], end
+        elif _NESTED_SECRET.search(value):
+            spans.append((start, end))
+    yield from spans
