@@ -21,7 +21,7 @@ class PostgresBackend:
 
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self.pool = pool
-        self._saver = PostgresSaver(pool, serde=make_serializer(settings), schema=settings.db_schema)
+        self._saver = PostgresSaver(pool, serde=make_serializer(settings))
         self._store: PostgresStore | None = None
         self._lock = threading.Lock()
 
@@ -56,7 +56,7 @@ class AsyncPostgresBackend:
 
     def __init__(self, pool: AsyncPool, settings: Settings) -> None:
         self.pool = pool
-        self._saver = AsyncPostgresSaver(pool, serde=make_serializer(settings), schema=settings.db_schema)
+        self._saver = AsyncPostgresSaver(pool, serde=make_serializer(settings))
         self._store: AsyncPostgresStore | None = None
 
     @property

@@ -1,0 +1,462 @@
+"""The savers on Postgres: what is done is in ``steps``, how it is run in each colour is here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    DeltaChannelHistory,
+)
+from langgraph.checkpoint.postgres import PostgresSaver as OfficialPostgresSaver
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as OfficialAsyncPostgresSaver
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from psycopg import errors
+from psycopg.rows import tuple_row
+
+from persistence.backends.postgres import steps
+from persistence.backends.postgres.arguments import Life, PostgresArguments, Statement
+from persistence.backends.postgres.connection import AsyncPool, Pool, translated
+from persistence.backends.postgres.steps import Listing, Rows, Steps
+from persistence.errors import WrongLoopError
+
+T = TypeVar("T")
+
+_ATTEMPTS = 5
+_CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
+
+
+class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
+    """The synchronous saver; its ``a*`` methods run in worker threads."""
+
+    def __init__(self, pool: Pool, *, serde: SerializerProtocol | None = None) -> None:
+        BaseCheckpointSaver.__init__(self, serde=serde)
+        self.pool = pool
+        self._where = pool.name
+        self._life = Life()
+
+    def setup(self) -> None:
+        """Make LangGraph's tables, as the official saver does; ``persistence setup`` does more."""
+        self._check_open()
+        with translated(self._where), self.pool.connection() as conn:
+            OfficialPostgresSaver(conn).setup()
+
+    def close(self) -> None:
+        """Every later call raises ``ClosedError``; the pool belongs to who made it."""
+        self._life.closed = True
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint; one with the same id is replaced."""
+        config, statement = self._put(config, checkpoint, metadata, new_versions)
+        self._execute(statement)
+        return config
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Iterable[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Store pending writes of one task."""
+        if statement := self._put_writes(config, writes, task_id, task_path):
+            self._execute(statement)
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The checkpoint that a config names, or the latest of its namespace."""
+        return self._tuple(self._execute(self._get(config)))
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """Checkpoints, the newest first; read page by page."""
+        return self._pages(self._listing(config, filter, before, limit))
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Delete everything of one thread."""
+        self._transact(self._delete_thread(thread_id))
+
+    def prune(self, thread_ids: Iterable[str], *, strategy: str = "keep_latest") -> None:
+        """Delete all of the threads (``delete``), or all but the latest state (``keep_latest``)."""
+        self._transact(self._prune(thread_ids, strategy))
+
+    def delete_for_runs(self, run_ids: Iterable[str]) -> None:
+        """Delete the checkpoints of runs, with their writes."""
+        self._transact(self._delete_for_runs(run_ids))
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy everything of one thread to another, which must be empty."""
+        self._transact(self._copy_thread(source_thread_id, target_thread_id))
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Iterable[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Per channel, the writes since the nearest stored value on the way to the root."""
+        return self._run(self._history(config, channels))
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """As :meth:`put`."""
+        config, statement = self._put(config, checkpoint, metadata, new_versions)
+        await asyncio.to_thread(self._execute, statement)
+        return config
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Iterable[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """As :meth:`put_writes`."""
+        if statement := self._put_writes(config, writes, task_id, task_path):
+            await asyncio.to_thread(self._execute, statement)
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """As :meth:`get_tuple`."""
+        return await asyncio.to_thread(self.get_tuple, config)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """As :meth:`list`."""
+        listing = self._listing(config, filter, before, limit)
+        while rows := await asyncio.to_thread(self._page, listing):
+            for row in rows:
+                yield steps.load(row, self.serde)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """As :meth:`delete_thread`."""
+        await asyncio.to_thread(self.delete_thread, thread_id)
+
+    async def aprune(self, thread_ids: Iterable[str], *, strategy: str = "keep_latest") -> None:
+        """As :meth:`prune`."""
+        await asyncio.to_thread(self._transact, self._prune(thread_ids, strategy))
+
+    async def adelete_for_runs(self, run_ids: Iterable[str]) -> None:
+        """As :meth:`delete_for_runs`."""
+        await asyncio.to_thread(self._transact, self._delete_for_runs(run_ids))
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """As :meth:`copy_thread`."""
+        await asyncio.to_thread(self.copy_thread, source_thread_id, target_thread_id)
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Iterable[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """As :meth:`get_delta_channel_history`."""
+        return await asyncio.to_thread(self._run, self._history(config, channels))
+
+    def _execute(self, statement: Statement) -> Rows:
+        self._check_open()
+        with (
+            translated(self._where),
+            self.pool.connection() as conn,
+            conn.cursor(binary=True, row_factory=tuple_row) as cursor,
+        ):
+            cursor.execute(*statement)
+            return cursor.fetchall() if cursor.description else []
+
+    def _run(self, operation: Steps[T]) -> T:
+        """Run an operation; between its statements no connection is held."""
+        rows: Rows | None = None
+        try:
+            while True:
+                rows = self._execute(operation.send(rows))  # type: ignore[arg-type]  # None begins
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    def _transact(self, begin: Callable[[], Steps[None]]) -> None:
+        """Run an operation in one transaction, again where another one came in between."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                with translated(self._where), self.pool.connection() as conn, conn.transaction():
+                    operation, rows = begin(), None
+                    with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
+                        while (statement := _next(operation, rows)) is not None:
+                            cursor.execute(*statement)
+                            rows = cursor.fetchall() if cursor.description else []
+                return
+            except _CONFLICTS:
+                if attempt == _ATTEMPTS:
+                    raise
+
+    def _page(self, listing: Listing) -> Rows:
+        return self._run(listing.page())
+
+    def _pages(self, listing: Listing) -> Iterator[CheckpointTuple]:
+        while rows := self._page(listing):
+            for row in rows:
+                yield steps.load(row, self.serde)
+
+
+class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
+    """The asynchronous saver; its synchronous methods work from other threads.
+
+    Called from another event loop, it works on its own one while that one runs.
+    """
+
+    def __init__(self, pool: AsyncPool, *, serde: SerializerProtocol | None = None) -> None:
+        """To be made on the event loop that the pool belongs to."""
+        BaseCheckpointSaver.__init__(self, serde=serde)
+        self.pool = pool
+        self.loop = asyncio.get_running_loop()
+        self._where = pool.name
+        self._life = Life()
+
+    async def setup(self) -> None:
+        """As :meth:`PostgresSaver.setup`."""
+        self._check_open()
+        with translated(self._where):
+            async with self.pool.connection() as conn:
+                await OfficialAsyncPostgresSaver(conn).setup()
+
+    async def aclose(self) -> None:
+        """Every later call raises ``ClosedError``; the pool belongs to who made it."""
+        self._life.closed = True
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Store a checkpoint; one with the same id is replaced."""
+        config, statement = self._put(config, checkpoint, metadata, new_versions)
+        await self._here(lambda: self._execute(statement))
+        return config
+
+    async def aput_writes(
+        self,
+        config: RunnableConfig,
+        writes: Iterable[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """Store pending writes of one task."""
+        if statement := self._put_writes(config, writes, task_id, task_path):
+            await self._here(lambda: self._execute(statement))
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The checkpoint that a config names, or the latest of its namespace."""
+        statement = self._get(config)
+        return self._tuple(await self._here(lambda: self._execute(statement)))
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """Checkpoints, the newest first; read page by page."""
+        listing = self._listing(config, filter, before, limit)
+        while rows := await self._here(lambda: self._run(listing.page())):
+            for row in rows:
+                yield steps.load(row, self.serde)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """Delete everything of one thread."""
+        begin = self._delete_thread(thread_id)
+        await self._here(lambda: self._transact(begin))
+
+    async def aprune(self, thread_ids: Iterable[str], *, strategy: str = "keep_latest") -> None:
+        """Delete all of the threads (``delete``), or all but the latest state (``keep_latest``)."""
+        begin = self._prune(thread_ids, strategy)
+        await self._here(lambda: self._transact(begin))
+
+    async def adelete_for_runs(self, run_ids: Iterable[str]) -> None:
+        """Delete the checkpoints of runs, with their writes."""
+        begin = self._delete_for_runs(run_ids)
+        await self._here(lambda: self._transact(begin))
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Copy everything of one thread to another, which must be empty."""
+        begin = self._copy_thread(source_thread_id, target_thread_id)
+        await self._here(lambda: self._transact(begin))
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Iterable[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """Per channel, the writes since the nearest stored value on the way to the root."""
+        operation = self._history(config, channels)
+        return await self._here(lambda: self._run(operation))
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """As :meth:`aput`, from another thread."""
+        self._check_thread()
+        config, statement = self._put(config, checkpoint, metadata, new_versions)
+        self._wait(self._execute(statement))
+        return config
+
+    def put_writes(
+        self,
+        config: RunnableConfig,
+        writes: Iterable[tuple[str, Any]],
+        task_id: str,
+        task_path: str = "",
+    ) -> None:
+        """As :meth:`aput_writes`, from another thread."""
+        self._check_thread()
+        if statement := self._put_writes(config, writes, task_id, task_path):
+            self._wait(self._execute(statement))
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """As :meth:`aget_tuple`, from another thread."""
+        self._check_thread()
+        return self._tuple(self._wait(self._execute(self._get(config))))
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """As :meth:`alist`, from another thread."""
+        self._check_thread()
+        return self._pages(self._listing(config, filter, before, limit))
+
+    def delete_thread(self, thread_id: str) -> None:
+        """As :meth:`adelete_thread`, from another thread."""
+        self._check_thread()
+        self._wait(self._transact(self._delete_thread(thread_id)))
+
+    def prune(self, thread_ids: Iterable[str], *, strategy: str = "keep_latest") -> None:
+        """As :meth:`aprune`, from another thread."""
+        self._check_thread()
+        self._wait(self._transact(self._prune(thread_ids, strategy)))
+
+    def delete_for_runs(self, run_ids: Iterable[str]) -> None:
+        """As :meth:`adelete_for_runs`, from another thread."""
+        self._check_thread()
+        self._wait(self._transact(self._delete_for_runs(run_ids)))
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """As :meth:`acopy_thread`, from another thread."""
+        self._check_thread()
+        self._wait(self._transact(self._copy_thread(source_thread_id, target_thread_id)))
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Iterable[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        """As :meth:`aget_delta_channel_history`, from another thread."""
+        self._check_thread()
+        return self._wait(self._run(self._history(config, channels)))
+
+    def _check_thread(self) -> None:
+        self._check_open()
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if running is self.loop:
+            raise WrongLoopError(
+                "a synchronous method of AsyncPostgresSaver would block its own event loop",
+                hint="await the method of the same name with an a in front, or call it from another thread",
+            )
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._running(work)).result()
+
+    async def _here(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run on the loop that the pool belongs to."""
+        if asyncio.get_running_loop() is self.loop:
+            return await begin()
+        work = begin()
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running(work)))
+
+    def _running(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
+        if self.loop.is_running():
+            return self.loop
+        work.close()
+        raise WrongLoopError(
+            "AsyncPostgresSaver belongs to an event loop that does not run any more",
+            hint="open the database on the loop that uses it: async with persistence.aopen(...)",
+        )
+
+    async def _execute(self, statement: Statement) -> Rows:
+        self._check_open()
+        with translated(self._where):
+            async with (
+                self.pool.connection() as conn,
+                conn.cursor(binary=True, row_factory=tuple_row) as cursor,
+            ):
+                await cursor.execute(*statement)
+                return await cursor.fetchall() if cursor.description else []
+
+    async def _run(self, operation: Steps[T]) -> T:
+        rows: Rows | None = None
+        try:
+            while True:
+                rows = await self._execute(operation.send(rows))  # type: ignore[arg-type]  # None begins
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    async def _transact(self, begin: Callable[[], Steps[None]]) -> None:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                with translated(self._where):
+                    async with self.pool.connection() as conn, conn.transaction():
+                        operation, rows = begin(), None
+                        async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
+                            while (statement := _next(operation, rows)) is not None:
+                                await cursor.execute(*statement)
+                                rows = await cursor.fetchall() if cursor.description else []
+                return
+            except _CONFLICTS:
+                if attempt == _ATTEMPTS:
+                    raise
+
+    def _pages(self, listing: Listing) -> Iterator[CheckpointTuple]:
+        while True:
+            self._check_thread()
+            rows = self._wait(self._run(listing.page()))
+            if not rows:
+                return
+            for row in rows:
+                yield steps.load(row, self.serde)
+
+
+def _next(operation: Steps[None], rows: Rows | None) -> Statement | None:
+    try:
+        return operation.send(rows)  # type: ignore[arg-type]  # None begins
+    except StopIteration:
+        return None

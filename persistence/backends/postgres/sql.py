@@ -1,0 +1,281 @@
+"""The statements of the Postgres savers, in the official saver's tables.
+
+Each of put, put_writes and get is one statement: atomic by itself, one round trip, no session
+state. So they run behind PgBouncer in transaction mode; and because every sub-select names the
+thread as a constant, a database that is distributed by thread asks only one machine.
+
+Placeholders are named, so that one value is one parameter however often it stands there.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+
+def _here(alias: str) -> str:
+    return f"{alias}.thread_id = %(thread)s AND {alias}.checkpoint_ns = %(ns)s"
+
+
+# Channels whose value comes with the call. Where the version already names another value in the
+# blob table, the row gets a marker that holds this one, and other checkpoints keep theirs.
+_OWN = f"""
+own AS (
+    SELECT * FROM unnest(
+        %(own_channels)s::text[], %(own_versions)s::text[], %(own_types)s::text[],
+        %(own_blobs)b::bytea[], %(own_stored)s::bool[]
+    ) AS o(channel, version, type, blob, stored)
+),
+clash AS (
+    SELECT own.channel, jsonb_build_object('__persistence__', CASE
+        WHEN own.type IS NOT NULL THEN jsonb_build_array(own.type, encode(own.blob, 'base64'))
+    END) AS value
+    FROM own JOIN checkpoint_blobs b
+        ON {_here("b")} AND b.channel = own.channel AND b.version = own.version
+    WHERE b.type <> 'empty' AND (own.type IS NULL OR own.type <> b.type OR own.blob <> b.blob)
+)"""
+
+# Channels that keep what is stored for their version: in the parent's row, in the blob table, or
+# in the row of another checkpoint. Only where there is nothing the value of the call is taken.
+_KEPT = f"""
+parent AS MATERIALIZED (
+    SELECT p.checkpoint -> 'channel_versions' AS versions, p.checkpoint -> 'channel_values' AS held
+    FROM checkpoints p WHERE {_here("p")} AND p.checkpoint_id = %(parent)s
+),
+kept AS MATERIALIZED (
+    SELECT k.channel, k.version, k.type, k.blob,
+        CASE WHEN s.found IS NOT NULL THEN s.found WHEN NOT h.has_blob THEN k.inline::jsonb END AS value,
+        s.found IS NULL AND NOT h.has_blob AND k.type IS NOT NULL AS stored
+    FROM unnest(
+        %(kept_channels)s::text[], %(kept_versions)s::text[], %(kept_inline)s::text[],
+        %(kept_types)s::text[], %(kept_blobs)b::bytea[]
+    ) AS k(channel, version, inline, type, blob)
+    LEFT JOIN parent ON true
+    CROSS JOIN LATERAL (
+        SELECT EXISTS (
+            SELECT 1 FROM checkpoint_blobs b WHERE {_here("b")}
+            AND b.channel = k.channel AND b.version = k.version AND b.type <> 'empty'
+        ) AS has_blob
+    ) AS h
+    CROSS JOIN LATERAL (
+        SELECT CASE
+            WHEN parent.versions ->> k.channel = k.version THEN parent.held -> k.channel
+            WHEN NOT h.has_blob THEN (
+                SELECT (array_agg(
+                    c.checkpoint -> 'channel_values' -> k.channel ORDER BY c.checkpoint_id COLLATE "C" DESC
+                ))[1]
+                FROM checkpoints c WHERE {_here("c")}
+                AND c.checkpoint -> 'channel_versions' ->> k.channel = k.version
+                AND c.checkpoint -> 'channel_values' ? k.channel
+            )
+        END AS found
+    ) AS s
+)"""
+
+_ROWS_OF = {
+    "own": "SELECT channel, version, type, blob FROM own WHERE stored",
+    "kept": "SELECT channel, version, type, blob FROM kept WHERE stored",
+}
+
+
+@lru_cache
+def put(*, own: bool, kept: bool) -> str:
+    """Store a checkpoint; the flags say which kinds of channels it has that need looking at."""
+    parts = [name for name, there in (("own", own), ("kept", kept)) if there]
+    steps = [step for step, there in ((_OWN, own), (_KEPT, kept)) if there]
+    values = "%(values)s::jsonb"
+    if parts:
+        # In the order of the key, so that two calls at once do not wait for each other in a circle.
+        steps.append(f"""
+blobs AS (
+    INSERT INTO checkpoint_blobs AS t (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT %(thread)s, %(ns)s, r.* FROM ({" UNION ALL ".join(_ROWS_OF[p] for p in parts)}) AS r
+    ORDER BY r.channel, r.version
+    ON CONFLICT (thread_id, checkpoint_ns, channel, version)
+    DO UPDATE SET type = EXCLUDED.type, blob = EXCLUDED.blob WHERE t.type = 'empty'
+)""")
+    for source in (["clash"] if own else []) + (["kept"] if kept else []):
+        held = f"SELECT jsonb_object_agg(channel, value) FROM {source} WHERE value IS NOT NULL"
+        values += f" || COALESCE(({held}), '{{}}')"
+    return f"""{"WITH" if steps else ""} {",".join(steps)}
+INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+SELECT %(thread)s, %(ns)s, %(id)s, %(parent)s,
+    CASE WHEN %(has_values)s OR v.held <> '{{}}'
+        THEN %(body)s::jsonb || jsonb_build_object('channel_values', v.held) ELSE %(body)s::jsonb END,
+    %(metadata)s::jsonb
+FROM (SELECT {values} AS held) AS v
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET
+    parent_checkpoint_id = EXCLUDED.parent_checkpoint_id,
+    checkpoint = EXCLUDED.checkpoint,
+    metadata = EXCLUDED.metadata"""
+
+
+PUT_WRITES = """
+INSERT INTO checkpoint_writes
+    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+SELECT %(thread)s, %(ns)s, %(id)s, %(task)s, %(path)s, w.idx, w.channel, w.type, w.blob
+FROM unnest(%(idxs)s::int[], %(channels)s::text[], %(types)s::text[], %(blobs)b::bytea[])
+    AS w(idx, channel, type, blob)
+ORDER BY w.idx
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE SET
+    task_path = EXCLUDED.task_path, channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
+WHERE EXCLUDED.idx < 0"""
+
+_ORDER = 'checkpoint_id COLLATE "C" DESC, thread_id COLLATE "C", checkpoint_ns COLLATE "C"'
+
+
+@lru_cache
+def select(rows: str, *, one_thread: bool) -> str:
+    """Whole checkpoints: ``rows`` is what follows ``WHERE`` in the choice of their rows.
+
+    The rows are chosen first, so that blobs and writes are fetched only for those that are returned.
+    """
+    thread = "%(thread)s" if one_thread else "c.thread_id"
+    return f"""
+SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint, c.metadata,
+    b.channels, b.types, b.blobs,
+    w.paths, w.tasks, w.idxs, w.channels, w.types, w.blobs,
+    s.paths, s.tasks, s.idxs, s.types, s.blobs
+FROM (
+    SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata
+    FROM checkpoints {f"WHERE {rows}" if rows else ""} ORDER BY {_ORDER} LIMIT %(limit)s
+) AS c
+LEFT JOIN LATERAL (
+    SELECT array_agg(t.channel) AS channels, array_agg(t.type) AS types, array_agg(t.blob) AS blobs
+    FROM jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
+    JOIN checkpoint_blobs t ON t.thread_id = {thread} AND t.checkpoint_ns = c.checkpoint_ns
+        AND t.channel = v.key AND t.version = v.value
+) AS b ON true
+LEFT JOIN LATERAL (
+    SELECT array_agg(t.task_path) AS paths, array_agg(t.task_id) AS tasks, array_agg(t.idx) AS idxs,
+        array_agg(t.channel) AS channels, array_agg(t.type) AS types, array_agg(t.blob) AS blobs
+    FROM checkpoint_writes t WHERE t.thread_id = {thread} AND t.checkpoint_ns = c.checkpoint_ns
+        AND t.checkpoint_id = c.checkpoint_id
+) AS w ON true
+LEFT JOIN LATERAL (
+    SELECT array_agg(t.task_path) AS paths, array_agg(t.task_id) AS tasks, array_agg(t.idx) AS idxs,
+        array_agg(t.type) AS types, array_agg(t.blob) AS blobs
+    FROM checkpoint_writes t
+    WHERE c.parent_checkpoint_id IS NOT NULL AND CASE
+            WHEN jsonb_typeof(c.checkpoint -> 'v') = 'number' THEN (c.checkpoint ->> 'v')::numeric < 4
+            ELSE true END
+        AND t.thread_id = {thread} AND t.checkpoint_ns = c.checkpoint_ns
+        AND t.checkpoint_id = c.parent_checkpoint_id AND t.channel = '__pregel_tasks'
+) AS s ON true
+ORDER BY {", ".join("c." + column for column in _ORDER.split(", "))}"""
+
+
+EXACT = "thread_id = %(thread)s AND checkpoint_ns = %(ns)s AND checkpoint_id = %(id)s"
+# The id is chosen from the primary key's index alone, in the order of bytes whatever the
+# database's collation is.
+LATEST = """thread_id = %(thread)s AND checkpoint_ns = %(ns)s AND checkpoint_id = (
+        SELECT i.checkpoint_id FROM checkpoints i WHERE i.thread_id = %(thread)s AND i.checkpoint_ns = %(ns)s
+        ORDER BY i.checkpoint_id COLLATE "C" DESC LIMIT 1
+    )"""
+
+DELETE_THREADS = """
+WITH writes AS (DELETE FROM checkpoint_writes WHERE thread_id = ANY(%(threads)s)),
+blobs AS (DELETE FROM checkpoint_blobs WHERE thread_id = ANY(%(threads)s))
+DELETE FROM checkpoints WHERE thread_id = ANY(%(threads)s)"""
+
+SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+
+NODES = """
+SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint -> 'v',
+    jsonb_build_object(
+        'parents', metadata -> 'parents',
+        'counters_since_delta_snapshot', metadata -> 'counters_since_delta_snapshot',
+        'delta_writes_versioned', metadata -> 'delta_writes_versioned'
+    ),
+    CASE WHEN metadata ? 'counters_since_delta_snapshot'
+        THEN ARRAY(SELECT jsonb_object_keys(checkpoint -> 'channel_versions')) ELSE '{}' END
+FROM checkpoints WHERE thread_id = %(thread)s"""
+
+RUNS = """
+SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints WHERE metadata ->> 'run_id' = ANY(%(runs)s)"""
+
+WITH_SENDS = """
+SELECT DISTINCT checkpoint_id FROM checkpoint_writes
+WHERE thread_id = %(thread)s AND checkpoint_ns = %(ns)s AND checkpoint_id = ANY(%(ids)s)
+AND channel = '__pregel_tasks'"""
+
+_IS_STORED = f"""CASE
+    WHEN c.checkpoint -> 'channel_values' ? k.channel
+        THEN c.checkpoint -> 'channel_values' -> k.channel <> '{{"__persistence__": null}}'
+    ELSE EXISTS (
+        SELECT 1 FROM checkpoint_blobs b WHERE {_here("b")} AND b.channel = k.channel
+        AND b.version = c.checkpoint -> 'channel_versions' ->> k.channel AND b.type <> 'empty'
+    ) END"""
+
+STORED = f"""
+SELECT c.checkpoint_id,
+    ARRAY(SELECT k.channel FROM unnest(%(channels)s::text[]) AS k(channel) WHERE {_IS_STORED})
+FROM checkpoints c WHERE {_here("c")}"""
+
+CHAIN = f"""
+WITH RECURSIVE chain(id, parent, depth) AS (
+    SELECT c.checkpoint_id, c.parent_checkpoint_id, 0 FROM checkpoints c
+    WHERE {_here("c")} AND c.checkpoint_id = %(id)s
+    UNION ALL
+    SELECT c.checkpoint_id, c.parent_checkpoint_id, chain.depth + 1 FROM chain
+    JOIN checkpoints c ON {_here("c")} AND c.checkpoint_id = chain.parent
+    WHERE chain.depth < %(depth)s
+)
+SELECT chain.id, ARRAY(SELECT k.channel FROM unnest(%(channels)s::text[]) AS k(channel) WHERE {_IS_STORED})
+FROM chain JOIN checkpoints c ON {_here("c")} AND c.checkpoint_id = chain.id ORDER BY chain.depth"""
+
+CHAIN_WRITES = """
+SELECT checkpoint_id, task_path, task_id, idx, channel, type, blob FROM checkpoint_writes
+WHERE thread_id = %(thread)s AND checkpoint_ns = %(ns)s AND checkpoint_id = ANY(%(ids)s)
+AND channel = ANY(%(channels)s)"""
+
+SEEDS = f"""
+SELECT k.id, k.channel, jsonb_build_object(k.channel, c.checkpoint -> 'channel_values' -> k.channel),
+    c.checkpoint -> 'channel_values' ? k.channel, b.type, b.blob
+FROM unnest(%(ids)s::text[], %(channels)s::text[]) AS k(id, channel)
+JOIN checkpoints c ON {_here("c")} AND c.checkpoint_id = k.id
+LEFT JOIN checkpoint_blobs b ON {_here("b")} AND b.channel = k.channel
+    AND b.version = c.checkpoint -> 'channel_versions' ->> k.channel"""
+
+DELETE_CHECKPOINTS = f"""
+WITH writes AS (
+    DELETE FROM checkpoint_writes w WHERE {_here("w")} AND w.checkpoint_id = ANY(%(ids)s)
+),
+deleted AS (
+    DELETE FROM checkpoints c WHERE {_here("c")} AND c.checkpoint_id = ANY(%(ids)s)
+    RETURNING c.checkpoint -> 'channel_versions' AS versions
+)
+SELECT DISTINCT v.key, v.value FROM deleted CROSS JOIN LATERAL jsonb_each_text(deleted.versions) AS v"""
+
+REFERENCED = f"""
+SELECT DISTINCT v.key, v.value
+FROM checkpoints c CROSS JOIN LATERAL jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
+WHERE {_here("c")}"""
+
+DELETE_BLOBS = f"""
+DELETE FROM checkpoint_blobs b USING unnest(%(channels)s::text[], %(versions)s::text[]) AS g(channel, version)
+WHERE {_here("b")} AND b.channel = g.channel AND b.version = g.version"""
+
+ORPHAN = f"""
+UPDATE checkpoints c SET parent_checkpoint_id = NULL WHERE {_here("c")} AND c.checkpoint_id = ANY(%(ids)s)"""
+
+DELETE_CALLS = """
+WITH
+writes AS (DELETE FROM checkpoint_writes WHERE thread_id = %(thread)s AND checkpoint_ns = ANY(%(spaces)s)),
+blobs AS (DELETE FROM checkpoint_blobs WHERE thread_id = %(thread)s AND checkpoint_ns = ANY(%(spaces)s))
+DELETE FROM checkpoints WHERE thread_id = %(thread)s AND checkpoint_ns = ANY(%(spaces)s)"""
+
+IS_EMPTY = """
+SELECT NOT EXISTS (SELECT 1 FROM checkpoints WHERE thread_id = %(thread)s)
+    AND NOT EXISTS (SELECT 1 FROM checkpoint_writes WHERE thread_id = %(thread)s)
+    AND NOT EXISTS (SELECT 1 FROM checkpoint_blobs WHERE thread_id = %(thread)s)"""
+
+_COPIED = {
+    "checkpoint_blobs": "checkpoint_ns, channel, version, type, blob",
+    "checkpoint_writes": "checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob",
+    "checkpoints": "checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata",
+}
+COPY_THREAD = [
+    f"INSERT INTO {table} (thread_id, {columns}) "
+    f"SELECT %(target)s, {columns} FROM {table} WHERE thread_id = %(source)s"
+    for table, columns in _COPIED.items()
+]

@@ -1,0 +1,347 @@
+"""What the Postgres savers do, once for both colours.
+
+An operation is a generator: it yields statements and receives their rows. Each colour has a
+small driver that runs them (``persistence.backends.postgres.savers``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
+
+from persistence import rules
+from persistence.backends.postgres import sql
+from persistence.backends.postgres.values import (
+    TRUE,
+    is_inline,
+    keeps_inline,
+    load_values,
+    marker,
+)
+from persistence.delta import Ancestor, delta_history
+from persistence.errors import ConflictError
+from persistence.lineage import Needs, Node, Place, Plan, prune_needs, prune_plan, runs_needs, runs_plan
+from persistence.metadata import json_text
+from persistence.rules import Typed
+
+T = TypeVar("T")
+Rows = Sequence[Sequence[Any]]
+Steps = Generator[tuple[str, Mapping[str, Any]], Rows, T]
+
+_FIRST_PAGE = 16
+_LARGEST_PAGE = 128
+_CHAIN_PAGE = 256
+
+
+def put(put: rules.Put, serde: SerializerProtocol) -> tuple[str, dict[str, Any]]:
+    """The statement that stores a checkpoint; serialises its values now."""
+    held: dict[str, Any] = {}
+    own: list[tuple[str, str, str | None, bytes, bool]] = []
+    kept: list[tuple[str, str, str | None, str | None, bytes]] = []
+    for channel, value in put.given.items():
+        inline, typed = _split(value, serde)
+        version = put.versions.get(channel)
+        if version is None:
+            held[channel] = inline[0] if inline else marker(typed)
+        elif channel in put.own:
+            if inline:
+                held[channel] = inline[0]
+            if typed:
+                own.append((channel, version, *typed, True))
+            elif value is True:  # beside a blob it would stand for the blob
+                own.append((channel, version, *TRUE, False))
+        else:
+            text = json_text(inline[0]) if inline else None
+            kept.append((channel, version, text, *(typed or (None, b""))))
+    own += [(c, put.versions[c], None, b"", False) for c in put.own if c not in put.given]
+    kept += [(c, put.versions[c], None, None, b"") for c in put.kept if c not in put.given]
+    params = {
+        "thread": put.thread,
+        "ns": put.ns,
+        "id": put.id,
+        "parent": put.parent,
+        "body": json_text(put.body),
+        "metadata": json_text(put.metadata),
+        "values": json_text(held),
+        "has_values": put.has_values,
+        **_columns("own", ("channels", "versions", "types", "blobs", "stored"), own),
+        **_columns("kept", ("channels", "versions", "inline", "types", "blobs"), kept),
+    }
+    return sql.put(own=bool(own), kept=bool(kept)), params
+
+
+def put_writes(
+    key: rules.Key, task: str, path: str, writes: Sequence[rules.Write]
+) -> tuple[str, dict[str, Any]]:
+    """The statement that stores the writes of one task."""
+    return sql.PUT_WRITES, {
+        "thread": key.thread,
+        "ns": key.ns,
+        "id": key.checkpoint,
+        "task": task,
+        "path": path,
+        "idxs": [write.idx for write in writes],
+        "channels": [write.channel for write in writes],
+        "types": [write.type for write in writes],
+        "blobs": [write.blob for write in writes],
+    }
+
+
+def get(key: rules.Key) -> tuple[str, dict[str, Any]]:
+    """The statement that reads one checkpoint, or the latest."""
+    rows = sql.LATEST if key.checkpoint is None else sql.EXACT
+    params = {"thread": key.thread, "ns": key.ns, "id": key.checkpoint, "limit": 1}
+    return sql.select(rows, one_thread=True), params
+
+
+@dataclass(slots=True)
+class Listing:
+    """A listing that is read page by page, each where the last one ended."""
+
+    scope: rules.Scope
+    wanted: dict[str, Any]
+    left: int | None
+    size: int = _FIRST_PAGE
+    last: tuple[str, str, str] | None = None
+
+    def page(self) -> Steps[Rows]:
+        """The next page; an empty one is the end."""
+        size = self.size if self.left is None else min(self.size, self.left)
+        if size == 0:
+            return []
+        where, params = self._where()
+        statement = sql.select(where, one_thread=self.scope.thread is not None)
+        rows = yield statement, {**params, "limit": size}
+        if rows:
+            thread, ns, id_ = rows[-1][:3]
+            self.last = (thread, ns, id_)
+            self.left = None if self.left is None else self.left - len(rows)
+            self.size = min(self.size * 2, _LARGEST_PAGE)
+        return rows
+
+    def _where(self) -> tuple[str, dict[str, Any]]:
+        scope = self.scope
+        params: dict[str, Any] = {
+            "thread": scope.thread,
+            "ns": scope.ns,
+            "id": scope.checkpoint,
+            "before": scope.before,
+        }
+        clauses = [
+            clause
+            for name, clause in (
+                ("thread", "thread_id = %(thread)s"),
+                ("ns", "checkpoint_ns = %(ns)s"),
+                ("id", "checkpoint_id = %(id)s"),
+                ("before", 'checkpoint_id COLLATE "C" < %(before)s'),
+            )
+            if params[name] is not None
+        ]
+        params = {name: value for name, value in params.items() if value is not None}
+        for i, (key, value) in enumerate(self.wanted.items()):
+            params[f"key{i}"] = key
+            if value is None:
+                clauses.append(f"COALESCE(metadata -> %(key{i})s::text, 'null') = 'null'")
+            else:
+                params[f"value{i}"] = json_text(value)
+                clauses.append(f"metadata -> %(key{i})s::text = %(value{i})s::jsonb")
+        if self.last is not None:
+            params["last_thread"], params["last_ns"], params["last_id"] = self.last
+            clauses.append(
+                '(checkpoint_id COLLATE "C" < %(last_id)s OR checkpoint_id = %(last_id)s AND '
+                '(thread_id COLLATE "C", checkpoint_ns COLLATE "C") > (%(last_thread)s, %(last_ns)s))'
+            )
+        return " AND ".join(clauses), params
+
+
+def load(row: Sequence[Any], serde: SerializerProtocol) -> CheckpointTuple:
+    """A row of :func:`sql.select` as a tuple."""
+    thread, ns, id_, parent, checkpoint, metadata = row[:6]
+    channels, types, blobs, paths, tasks, idxs, written, write_types, write_blobs = row[6:15]
+    values = load_values(checkpoint.get("channel_values") or {}, channels, types, blobs, serde)
+    if values or "channel_values" in checkpoint:
+        checkpoint["channel_values"] = values
+    if row[15]:
+        send_paths, send_tasks, send_idxs, send_types, send_blobs = row[15:20]
+        names = [TASKS] * len(send_paths)
+        sends = zip(send_paths, send_tasks, send_idxs, names, send_types, send_blobs, strict=True)
+        rules.add_sends(checkpoint, [value for _, _, value in rules.pending_writes(sends, serde)])
+    writes = zip(*(c or () for c in (paths, tasks, idxs, written, write_types, write_blobs)), strict=True)
+    return rules.checkpoint_tuple(
+        (thread, ns, id_), parent, checkpoint, metadata or {}, rules.pending_writes(writes, serde)
+    )
+
+
+def delete_threads(threads: Sequence[str]) -> Steps[None]:
+    """Delete everything of some threads."""
+    yield sql.DELETE_THREADS, {"threads": list(threads)}
+
+
+def prune(threads: Iterable[str]) -> Steps[None]:
+    """Keep the latest state of some threads; one transaction, on one snapshot."""
+    yield sql.SNAPSHOT, {}
+    for thread in threads:
+        nodes = yield from _nodes(thread)
+        if nodes:
+            answers = yield from _answers(thread, prune_needs(nodes))
+            yield from _carry_out(thread, prune_plan(thread, nodes, *answers))
+
+
+def delete_for_runs(runs: Sequence[str]) -> Steps[None]:
+    """Delete the checkpoints of some runs, in all threads; one transaction, on one snapshot."""
+    yield sql.SNAPSHOT, {}
+    found = yield sql.RUNS, {"runs": list(runs)}
+    doomed: dict[str, set[Place]] = {}
+    for thread, ns, id_ in found:
+        doomed.setdefault(thread, set()).add((ns, id_))
+    for thread, places in doomed.items():
+        nodes = yield from _nodes(thread)
+        answers = yield from _answers(thread, runs_needs(nodes, places))
+        yield from _carry_out(thread, runs_plan(thread, nodes, places, *answers))
+
+
+def copy_thread(source: str, target: str) -> Steps[None]:
+    """Copy a thread's rows under another thread id."""
+    ((is_empty,),) = yield sql.IS_EMPTY, {"thread": source}
+    if is_empty:
+        return
+    ((is_empty,),) = yield sql.IS_EMPTY, {"thread": target}
+    if not is_empty:
+        raise ConflictError(f"thread {target!r} is not empty")
+    for statement in sql.COPY_THREAD:
+        yield statement, {"source": source, "target": target}
+
+
+def history(
+    key: rules.Key, channels: Sequence[str], serde: SerializerProtocol
+) -> Steps[dict[str, DeltaChannelHistory]]:
+    """The history of delta channels."""
+    here = {"thread": key.thread, "ns": key.ns}
+    id_ = key.checkpoint
+    if id_ is None:
+        latest = yield f"SELECT checkpoint_id FROM checkpoints WHERE {sql.LATEST}", here
+        id_ = latest[0][0] if latest else ""
+    chain = yield from _chain(here, id_, channels)
+    ids = [ancestor for ancestor, _ in chain]
+    rows = yield sql.CHAIN_WRITES, {**here, "ids": ids, "channels": list(channels)}
+    writes: dict[str, list[tuple[str, str, int, str, str, bytes]]] = {}
+    for at, path, task, idx, channel, type_, blob in rows:
+        writes.setdefault(at, []).append((path, task, idx, channel, type_, blob))
+    seeds = yield from _seeds(here, chain, channels, serde)
+
+    def ancestor(id_: str, stored: Collection[str]) -> Ancestor:
+        return Ancestor(
+            stored,
+            lambda channel: seeds[id_, channel],
+            lambda: rules.pending_writes(writes.get(id_, ()), serde),
+        )
+
+    return delta_history(channels, (ancestor(id_, stored) for id_, stored in chain))
+
+
+def _split(value: Any, serde: SerializerProtocol) -> tuple[tuple[Any] | None, Typed | None]:
+    """What of a value goes into the row, and what into the blob table; a delta snapshot goes to both."""
+    if isinstance(value, _DeltaSnapshot):
+        return (True,), rules.dumps(serde, value)
+    if keeps_inline(serde) and is_inline(value):
+        return (value,), None
+    return None, rules.dumps(serde, value)
+
+
+def _columns(prefix: str, names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    if not rows:
+        return {}
+    columns = zip(*rows, strict=True)
+    return {f"{prefix}_{name}": list(column) for name, column in zip(names, columns, strict=True)}
+
+
+def _chain(here: Mapping[str, Any], id_: str, channels: Sequence[str]) -> Steps[list[tuple[str, set[str]]]]:
+    """The ancestors of a checkpoint that are needed, nearest first, with the channels they hold."""
+    chain: list[tuple[str, set[str]]] = []
+    open_, seen, start = set(channels), {id_}, id_
+    while open_:
+        params = {**here, "id": start, "channels": list(channels), "depth": _CHAIN_PAGE}
+        page = yield sql.CHAIN, params
+        for at, stored in page[1:]:
+            if at in seen or not open_:
+                return chain
+            seen.add(at)
+            chain.append((at, set(stored)))
+            open_.difference_update(stored)
+        if len(page) <= _CHAIN_PAGE:
+            break
+        start = page[-1][0]
+    return chain
+
+
+def _seeds(
+    here: Mapping[str, Any],
+    chain: Iterable[tuple[str, set[str]]],
+    channels: Iterable[str],
+    serde: SerializerProtocol,
+) -> Steps[dict[tuple[str, str], Any]]:
+    """The value of each channel at the nearest ancestor that holds one."""
+    open_ = set(channels)
+    nearest: list[tuple[str, str]] = []
+    for id_, stored in chain:
+        nearest += [(id_, channel) for channel in sorted(open_ & stored)]
+        open_ -= stored
+    if not nearest:
+        return {}
+    params = {"ids": [id_ for id_, _ in nearest], "channels": [channel for _, channel in nearest]}
+    rows = yield sql.SEEDS, {**here, **params}
+    return {
+        (id_, channel): load_values(
+            held if is_held else {},
+            [channel] if type_ else None,
+            [type_] if type_ else None,
+            [blob] if type_ else None,
+            serde,
+        )[channel]
+        for id_, channel, held, is_held, type_, blob in rows
+    }
+
+
+def _nodes(thread: str) -> Steps[list[Node]]:
+    rows = yield sql.NODES, {"thread": thread}
+    return [
+        Node.of((ns, id_), parent, version, metadata, channels)
+        for ns, id_, parent, version, metadata, channels in rows
+    ]
+
+
+def _answers(thread: str, needs: Needs) -> Steps[tuple[Collection[Place], Mapping[Place, Collection[str]]]]:
+    sends: set[Place] = set()
+    for ns in {ns for ns, _ in needs.sends}:
+        ids = [id_ for at, id_ in needs.sends if at == ns]
+        rows = yield sql.WITH_SENDS, {"thread": thread, "ns": ns, "ids": ids}
+        sends.update((ns, id_) for (id_,) in rows)
+    stored: dict[Place, Collection[str]] = {}
+    for ns, channels in needs.delta.items():
+        rows = yield sql.STORED, {"thread": thread, "ns": ns, "channels": channels}
+        stored.update(((ns, id_), found) for id_, found in rows)
+    return sends, stored
+
+
+def _carry_out(thread: str, plan: Plan) -> Steps[None]:
+    if plan.calls:
+        yield sql.DELETE_CALLS, {"thread": thread, "spaces": plan.calls}
+    for ns, ids in plan.delete.items():
+        if ns in plan.calls:
+            continue
+        here = {"thread": thread, "ns": ns}
+        freed = {
+            (channel, version) for channel, version in (yield sql.DELETE_CHECKPOINTS, {**here, "ids": ids})
+        }
+        if ns in plan.orphans:
+            yield sql.ORPHAN, {**here, "ids": plan.orphans[ns]}
+        if freed:
+            freed.difference_update((c, v) for c, v in (yield sql.REFERENCED, here))
+        if freed:
+            channels, versions = zip(*sorted(freed), strict=True)
+            yield sql.DELETE_BLOBS, {**here, "channels": list(channels), "versions": list(versions)}

@@ -1,0 +1,115 @@
+"""Which channel values a checkpoint row holds itself, and which the blob table.
+
+The official saver keeps ``None``, text, numbers and booleans inside the row's JSONB and all else
+in ``checkpoint_blobs``, by channel and version. Here JSONB holds only what it gives back unchanged.
+Two things that this layout has no place for go into the row as a *marker*, an object that the
+layout never holds otherwise: a value whose channel has no version, and a value under a version
+that already names another value in the blob table.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+from persistence.rules import Typed
+
+MARKER = "__persistence__"
+TRUE: Typed = ("msgpack", b"\xc3")
+_MAX_INLINE_TEXT = 1000
+_MIN_INT, _MAX_INT = -(2**63), 2**64  # what msgpack can hold: the same is refused everywhere
+_EMPTY = "empty"  # the official savers' type of a blob that holds nothing
+
+
+def keeps_inline(serde: SerializerProtocol) -> bool:
+    """Whether values may be kept as JSON at all: not where the serializer transforms or encrypts."""
+    return isinstance(serde, JsonPlusSerializer)
+
+
+def is_inline(value: Any) -> bool:
+    """Whether JSONB gives this value back equal and of the same type."""
+    kind = type(value)
+    if value is None or kind is bool:
+        return True
+    if kind is int:
+        return _MIN_INT <= value < _MAX_INT
+    if kind is float:
+        text = repr(value)
+        return math.isfinite(value) and "e" not in text and text != "-0.0"
+    if kind is str:
+        return len(value) <= _MAX_INLINE_TEXT and "\0" not in value and _is_encodable(value)
+    return False
+
+
+def marker(value: Typed | None) -> dict[str, Any]:
+    """The marker for a value, or for the absence of one."""
+    if value is None:
+        return {MARKER: None}
+    return {MARKER: [value[0], base64.b64encode(value[1]).decode()]}
+
+
+def load_values(
+    row: Mapping[str, Any],
+    channels: Sequence[str] | None,
+    types: Sequence[str] | None,
+    blobs: Sequence[bytes | None] | None,
+    serde: SerializerProtocol,
+) -> dict[str, Any]:
+    """Channel values from what the row holds itself and the blobs of its versions.
+
+    A marker wins, because it is there in spite of a blob. ``true`` beside a blob stands for the
+    blob: the official saver writes it for a delta snapshot.
+    """
+    stored = stored_values(row, channels, types, blobs)
+    return {
+        channel: serde.loads_typed(value) if is_typed else _inline(value, serde)
+        for channel, (is_typed, value) in stored.items()
+    }
+
+
+def stored_values(
+    row: Mapping[str, Any],
+    channels: Sequence[str] | None,
+    types: Sequence[str] | None,
+    blobs: Sequence[bytes | None] | None,
+) -> dict[str, tuple[bool, Any]]:
+    """As :func:`load_values`, not deserialised: whether it is serialised, and the value."""
+    stored: dict[str, tuple[bool, Any]] = {
+        channel: (True, (type_, blob or b""))
+        for channel, type_, blob in zip(channels or (), types or (), blobs or (), strict=True)
+        if type_ != _EMPTY
+    }
+    for channel, value in row.items():
+        if isinstance(value, dict) and MARKER in value:
+            if value[MARKER] is None:
+                stored.pop(channel, None)
+            else:
+                type_, text = value[MARKER]
+                stored[channel] = (True, (type_, base64.b64decode(text)))
+        elif value is not True or channel not in stored:
+            stored[channel] = (False, value)
+    return stored
+
+
+def _inline(value: Any, serde: SerializerProtocol) -> Any:
+    if isinstance(serde, EncryptedSerializer):
+        # The serializer decides whether plaintext is accepted.
+        return serde.loads_typed(("json", json.dumps(value).encode()))
+    return value
+
+
+def _is_encodable(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,131 @@
+"""A checkpoint as one row of bytes, in the official saver's format.
+
+The format is one msgpack map with the channel values inside. Values are serialised one by one,
+when a call arrives, and put together here: so a value that did not change is taken over from its
+parent's row as bytes, and what the format changes at the top of a channel can be told apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+import ormsgpack
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG, JsonPlusSerializer
+
+from persistence.rules import Typed
+
+_NIL = b"\xc0"
+_RAW = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
+_PLAIN = msgspec.msgpack.Decoder()
+_EMPTY_MAP = b"\x80"
+_READ = ("v", "channel_versions")
+
+
+class Codec(Protocol):
+    """How one serializer's checkpoints are put together and taken apart."""
+
+    def seal(self, body: Mapping[str, Any], values: Mapping[str, Any] | None) -> Typed:
+        """A row from the checkpoint without values, and the values in the form that goes into a row."""
+
+    def given(self, value: Typed) -> Any:
+        """A serialised value in the form that goes into a row."""
+
+    def open(self, row: Typed) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The keys ``v`` and ``channel_versions`` of a row, and its values in the form that goes into one."""
+
+
+class _Spliced:
+    """msgpack, and msgpack under a cipher: values are slices of bytes."""
+
+    def __init__(self, serde: SerializerProtocol, cipher: Any = None) -> None:
+        self._serde = serde
+        self._cipher = cipher
+
+    def seal(self, body: Mapping[str, Any], values: Mapping[str, Any] | None) -> Typed:
+        parts = [_map_header(len(body) + (values is not None))]
+        for key, value in body.items():
+            parts += (_pack(key), _pack(value))
+        if values is not None:
+            parts += (_pack("channel_values"), _map_header(len(values)))
+            for channel, blob in values.items():
+                parts += (_pack(channel), blob)
+        packed = b"".join(parts)
+        if self._cipher is None:
+            return "msgpack", packed
+        name, sealed = self._cipher.encrypt(packed)
+        return f"msgpack+{name}", sealed
+
+    def given(self, value: Typed) -> bytes:
+        type_, blob = value
+        if type_ == "msgpack":
+            return blob
+        if type_ == "null":
+            return _NIL
+        if type_ == "bytes":
+            return _pack(blob)
+        # The map would give a bytearray back as bytes; a constructor keeps the type.
+        return _pack(ormsgpack.Ext(EXT_CONSTRUCTOR_SINGLE_ARG, _pack(("builtins", "bytearray", blob))))
+
+    def open(self, row: Typed) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        type_, blob = row
+        if "+" in type_ and self._cipher is not None:
+            type_, name = type_.split("+", 1)
+            blob = self._cipher.decrypt(name, blob)
+        if type_ != "msgpack":  # "json", from the first versions
+            loaded = self._serde.loads_typed(row)
+            type_, blob = JsonPlusSerializer().dumps_typed(loaded)
+        parts = _RAW.decode(blob)
+        values = _RAW.decode(parts.pop("channel_values", msgspec.Raw(_EMPTY_MAP)))
+        body = {key: _PLAIN.decode(parts[key]) for key in _READ if key in parts}
+        return body, {channel: bytes(raw) for channel, raw in values.items()}
+
+
+class _Whole:
+    """Any other serializer: a checkpoint is one object, and so are its values."""
+
+    def __init__(self, serde: SerializerProtocol) -> None:
+        self._serde = serde
+
+    def seal(self, body: Mapping[str, Any], values: Mapping[str, Any] | None) -> Typed:
+        checkpoint = dict(body)
+        if values is not None:
+            checkpoint["channel_values"] = dict(values)
+        type_, blob = self._serde.dumps_typed(checkpoint)
+        return type_, bytes(blob)
+
+    def given(self, value: Typed) -> Any:
+        return self._serde.loads_typed(value)
+
+    def open(self, row: Typed) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        body = dict(self._serde.loads_typed(row))
+        return body, body.pop("channel_values", {})
+
+
+def codec_for(serde: SerializerProtocol) -> Codec:
+    """The fastest way to handle a serializer's rows."""
+    inner = serde.serde if isinstance(serde, EncryptedSerializer) else serde
+    # Only what is known to be msgpack can be taken apart; a pickle fallback is not.
+    if not isinstance(inner, JsonPlusSerializer) or inner.pickle_fallback:
+        return _Whole(serde)
+    return _Spliced(serde, serde.cipher if isinstance(serde, EncryptedSerializer) else None)
+
+
+def load_metadata(text: bytes | str | None) -> dict[str, Any]:
+    """Metadata as stored."""
+    loaded = json.loads(text) if text else {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _pack(value: Any) -> bytes:
+    return ormsgpack.packb(value)
+
+
+def _map_header(size: int) -> bytes:
+    if size < 16:
+        return bytes((0x80 | size,))
+    return b"\xde" + size.to_bytes(2, "big") if size < 1 << 16 else b"\xdf" + size.to_bytes(4, "big")

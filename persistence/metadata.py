@@ -1,0 +1,148 @@
+"""The metadata and filter rules that every backend shares.
+
+Metadata is JSON, and what JSON, JSONB and Python disagree about is settled here, once: what is
+cleaned, what is refused, and when two values are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import CheckpointMetadata, get_checkpoint_metadata
+
+from persistence.errors import InvalidInputError
+
+_LEGACY = "writes"
+_MAX_DEPTH = 200
+# Python converts integers to text up to this many digits, unless the process allows more.
+_INT_BOUND = 10**4300
+
+
+def clean_metadata(config: RunnableConfig, metadata: CheckpointMetadata | None) -> dict[str, Any]:
+    """The metadata to store: the caller's, with the config's, as JSON.
+
+    Raises:
+        InvalidInputError: A value is not JSON; the message names its key.
+    """
+    merged = cast(dict[str, Any], get_checkpoint_metadata(config, metadata or {}))
+    return _clean_object({k: v for k, v in merged.items() if k != _LEGACY}, "metadata", 0)
+
+
+def clean_filter(wanted: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A metadata filter, cleaned like the metadata it is compared with.
+
+    Raises:
+        InvalidInputError: A value is not JSON; the message names its key.
+    """
+    return _clean_object(wanted or {}, "filter", 0)
+
+
+def clean_json(value: Any, where: str) -> Any:
+    """``value`` as JSON keeps it: tuples as lists, keys as text, no NUL, no unpaired surrogates."""
+    return _clean(value, where, 0)
+
+
+def json_text(value: Any) -> str:
+    """JSON text that JSONB gives back unchanged: no exponents, which it would turn into integers."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _without_exponents(value) if "e+" in text or "e-" in text else text
+
+
+def number_text(value: int | float) -> str:
+    """A number as JSONB shows it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    text = repr(value + 0.0)  # -0.0 becomes 0.0, as in a Postgres numeric
+    if "e" not in text:
+        return text
+    text = format(Decimal(text), "f")
+    return text if "." in text else text + ".0"
+
+
+def comparable(value: Any) -> Any:
+    """A form in which two JSON values are equal if, and only if, they are the same JSON.
+
+    ``true`` is not 1, 1 equals 1.0, the order of keys is irrelevant, the order of items is not.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return (type(value).__name__, value)
+    if isinstance(value, int):
+        return Decimal(value)
+    if isinstance(value, float):
+        return Decimal(repr(value))
+    if isinstance(value, dict):
+        return {key: comparable(item) for key, item in value.items()}
+    return [comparable(item) for item in value]
+
+
+def matches(metadata: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether ``metadata`` has what is wanted; ``wanted`` holds :func:`comparable` values."""
+    return all(comparable(metadata.get(key)) == value for key, value in wanted.items())
+
+
+def clean_text(text: str) -> str:
+    """``text`` without NUL and unpaired surrogates, which not every database can hold."""
+    if text.isascii():
+        return text.replace("\0", "") if "\0" in text else str.__str__(text)
+    # Through UTF-16 a pair of surrogates becomes the character it means, and a single one is dropped.
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "ignore")
+    return whole.replace("\0", "")
+
+
+def _clean(value: Any, where: str, depth: int) -> Any:
+    if isinstance(value, str):
+        return clean_text(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if -_INT_BOUND < value < _INT_BOUND:
+            return int(value)
+        raise InvalidInputError(f"{where} holds an integer of more than 4300 digits")
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return float(value) + 0.0
+        raise InvalidInputError(f"{where} holds {value!r}, which JSON has no form for")
+    if depth >= _MAX_DEPTH:
+        raise InvalidInputError(f"{where[:80]}... is nested deeper than {_MAX_DEPTH} levels")
+    if isinstance(value, dict):
+        return _clean_object(value, where, depth)
+    if isinstance(value, (list, tuple)):
+        return [_clean(item, where, depth + 1) for item in value]
+    raise InvalidInputError(
+        f"{where} holds a value of type {type(value).__name__}, which is not JSON",
+        hint="use text, numbers, true, false, null, lists and dicts of these",
+    )
+
+
+def _clean_object(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
+    clean: dict[str, Any] = {}
+    for key, item in value.items():
+        name = _key(key, where)
+        clean[name] = _clean(item, f"{where}[{name!r}]", depth + 1)
+    return clean
+
+
+def _key(key: Any, where: str) -> str:
+    if isinstance(key, str):
+        return clean_text(key)
+    if key is None or isinstance(key, (bool, int, float)):
+        return json.dumps(_clean(key, f"a key of {where}", 0))
+    raise InvalidInputError(f"{where} has a key of type {type(key).__name__}, which is not JSON")
+
+
+def _without_exponents(value: Any) -> str:
+    if isinstance(value, float):
+        return number_text(value)
+    if isinstance(value, dict):
+        items = (f"{json.dumps(k, ensure_ascii=False)}:{_without_exponents(v)}" for k, v in value.items())
+        return "{" + ",".join(items) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_without_exponents(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)

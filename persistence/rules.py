@@ -1,0 +1,347 @@
+"""The rules that every saver shares: ids, versions, writes, limits, and the shape of what is returned.
+
+Nothing here knows a database. A saver hands its arguments in and gets plain values back, checked
+and detached from the caller's objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    PendingWrite,
+    writes_sort_key,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.types import TASKS
+
+from persistence.errors import InvalidInputError
+from persistence.metadata import clean_json, clean_metadata, clean_text, number_text
+
+MAX_KEY_BYTES = 2600
+"""A Postgres index entry holds 2704 bytes; the texts of one primary key must fit in it together."""
+PRUNE_STRATEGIES = ("keep_latest", "delete")
+_SENDS_IN_PARENT_BEFORE = 4
+_FIRST_VERSION = f"{1:032}.{0:016}"
+
+Typed = tuple[str, bytes]
+"""A serialised value: the serializer's name for the format, and the bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One checkpoint; without ``checkpoint`` the latest of its namespace."""
+
+    thread: str
+    ns: str
+    checkpoint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a listing covers; ``None`` covers all."""
+
+    thread: str | None
+    ns: str | None
+    checkpoint: str | None
+    before: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A checkpoint to store.
+
+    A version names a value. ``own`` are the channels whose value comes with this call: they have
+    a new version, or none at all. Every other channel with a version keeps the value that is
+    stored for it, and takes the one in ``given`` only where none is.
+    """
+
+    thread: str
+    ns: str
+    id: str
+    parent: str | None
+    body: dict[str, Any]
+    """The checkpoint without its channel values, as JSON."""
+    metadata: dict[str, Any]
+    given: dict[str, Any]
+    """Channel values, still the caller's objects: to be serialised before anything else happens."""
+    has_values: bool
+    versions: dict[str, str]
+    """Version of each channel that has one, as text; see :func:`version_text`."""
+    own: frozenset[str]
+
+    @property
+    def kept(self) -> list[str]:
+        """The channels that keep what is stored for their version."""
+        return [channel for channel in self.versions if channel not in self.own]
+
+    @property
+    def config(self) -> RunnableConfig:
+        """What ``put`` returns."""
+        return config_of(self.thread, self.ns, self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One pending write to store; a negative ``idx`` replaces what is there, others do not."""
+
+    idx: int
+    channel: str
+    type: str
+    blob: bytes
+
+
+def config_of(thread: str, ns: str, checkpoint: str) -> RunnableConfig:
+    """A fresh config that names one checkpoint."""
+    return {"configurable": {"thread_id": thread, "checkpoint_ns": ns, "checkpoint_id": checkpoint}}
+
+
+def text_id(value: Any, name: str) -> str:
+    """An identifier as text.
+
+    Raises:
+        InvalidInputError: It is missing, or some backend could not store it.
+    """
+    if value is None:
+        raise InvalidInputError(f"{name} is missing")
+    text = str.__str__(value) if isinstance(value, str) else str(value)
+    if "\0" in text or (not text.isascii() and _has_surrogates(text)):
+        raise InvalidInputError(f"{name} holds a NUL or an unpaired surrogate: {text[:80]!r}")
+    _check_size(name, text)
+    return text
+
+
+def text_ids(values: Iterable[Any], name: str) -> list[str]:
+    """Identifiers as text, each once.
+
+    Raises:
+        InvalidInputError: As :func:`text_id`.
+        TypeError: It is one text, not several.
+    """
+    if isinstance(values, (str, bytes)):
+        raise TypeError(f"{name}s must be an iterable of ids, not one {type(values).__name__}")
+    return list(dict.fromkeys(text_id(value, name) for value in values))
+
+
+def key_of(config: RunnableConfig, *, exact: bool = False) -> Key:
+    """The checkpoint that a config names.
+
+    Raises:
+        InvalidInputError: An id is missing or not storable; with ``exact`` also the checkpoint's.
+    """
+    configurable = _configurable(config)
+    thread = text_id(configurable.get("thread_id"), "thread_id")
+    ns = text_id(configurable.get("checkpoint_ns") or "", "checkpoint_ns")
+    given = configurable.get("checkpoint_id")
+    if given is None or given == "":
+        if exact:
+            raise InvalidInputError("checkpoint_id is missing")
+        _check_size("thread_id and checkpoint_ns", thread, ns)
+        return Key(thread, ns, None)
+    checkpoint = text_id(given, "checkpoint_id")
+    _check_size("thread_id, checkpoint_ns and checkpoint_id", thread, ns, checkpoint)
+    return Key(thread, ns, checkpoint)
+
+
+def scope_of(config: RunnableConfig | None, before: RunnableConfig | None) -> Scope:
+    """What ``list(config, before=before)`` covers."""
+    thread = ns = checkpoint = None
+    if config:
+        configurable = _configurable(config)
+        thread = text_id(configurable.get("thread_id"), "thread_id")
+        if (given_ns := configurable.get("checkpoint_ns")) is not None:
+            ns = text_id(given_ns, "checkpoint_ns")
+        if (given := configurable.get("checkpoint_id")) not in (None, ""):
+            checkpoint = text_id(given, "checkpoint_id")
+    bound = None
+    if before and (given := _configurable(before).get("checkpoint_id")) not in (None, ""):
+        bound = text_id(given, "checkpoint_id")
+    return Scope(thread, ns, checkpoint, bound)
+
+
+def check_limit(limit: Any) -> int | None:
+    """A limit as asked.
+
+    Raises:
+        InvalidInputError: It is negative or not an integer.
+    """
+    if limit is None:
+        return None
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+        raise InvalidInputError(f"limit must be a whole number, 0 or more, or None: {limit!r}")
+    return limit
+
+
+def check_strategy(strategy: str) -> None:
+    """Refuse an unknown prune strategy."""
+    if strategy not in PRUNE_STRATEGIES:
+        raise InvalidInputError(f"unknown prune strategy {strategy!r}, known: {', '.join(PRUNE_STRATEGIES)}")
+
+
+def version_text(version: Any, channel: str) -> str:
+    """A channel version as text, the same on every backend: what ``jsonb_each_text`` yields.
+
+    Raises:
+        InvalidInputError: It is not text, an integer or a finite float.
+    """
+    if isinstance(version, str):
+        return text_id(version, f"the version of channel {channel!r}")
+    if isinstance(version, (int, float)):
+        return number_text(clean_json(version, f"the version of channel {channel!r}"))
+    raise InvalidInputError(f"the version of channel {channel!r} is a {type(version).__name__}")
+
+
+def put_of(
+    config: RunnableConfig,
+    checkpoint: Checkpoint,
+    metadata: CheckpointMetadata,
+    new_versions: ChannelVersions | None,
+) -> Put:
+    """The arguments of ``put``, checked."""
+    parent = key_of(config)
+    id_ = text_id(checkpoint.get("id"), "the checkpoint's id")
+    _check_size("thread_id, checkpoint_ns and the checkpoint's id", parent.thread, parent.ns, id_)
+    given = {_channel(c, parent): value for c, value in (checkpoint.get("channel_values") or {}).items()}
+    body = clean_json({k: v for k, v in checkpoint.items() if k != "channel_values"}, "checkpoint")
+    body["id"] = id_
+    new = {str(channel): version for channel, version in (new_versions or {}).items()}
+    versions: dict[str, str] = {}
+    own: set[str] = set()
+    for name, version in _object(checkpoint, "channel_versions").items():
+        channel = _channel(name, parent)
+        text = versions[channel] = version_text(version, channel)
+        _check_size("a channel's key", parent.thread, parent.ns, channel, text)
+        if channel in new and version_text(new[channel], channel) == text:
+            own.add(channel)
+    own.update(channel for channel in given if channel not in versions)
+    return Put(
+        thread=parent.thread,
+        ns=parent.ns,
+        id=id_,
+        parent=parent.checkpoint,
+        body=body,
+        metadata=clean_metadata(config, metadata),
+        given=given,
+        has_values="channel_values" in checkpoint,
+        versions=versions,
+        own=frozenset(own),
+    )
+
+
+def writes_of(
+    key: Key,
+    writes: Iterable[tuple[str, Any]],
+    task_id: Any,
+    task_path: Any,
+    serde: SerializerProtocol,
+) -> tuple[str, str, list[Write]]:
+    """Task id, task path and writes of one ``put_writes``, serialised; at most one for each index."""
+    task = text_id(task_id, "task_id")
+    path = text_id(task_path, "task_path")
+    _check_size("the key of a write", key.thread, key.ns, key.checkpoint or "", task)
+    rows: dict[int, Write] = {}
+    for position, (name, value) in enumerate(writes):
+        channel = _channel(name, key)
+        idx = WRITES_IDX_MAP.get(channel, position)
+        rows[idx] = Write(idx, channel, *dumps(serde, value))
+    return task, path, list(rows.values())
+
+
+def dumps(serde: SerializerProtocol, value: Any) -> Typed:
+    """Serialise one value; the bytes are detached from it."""
+    type_, blob = serde.dumps_typed(value)
+    return type_, bytes(blob)
+
+
+def pending_writes(
+    rows: Iterable[tuple[str, str, int, str, str, bytes]], serde: SerializerProtocol
+) -> list[PendingWrite]:
+    """Stored writes (task path, task id, idx, channel, type, blob) as a tuple gives them."""
+    return [
+        (task, channel, serde.loads_typed((type_, blob)))
+        for _, task, _, channel, type_, blob in sorted(rows, key=lambda r: writes_sort_key(r[0], r[1], r[2]))
+    ]
+
+
+def has_sends_in_parent(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether this checkpoint is of a format that keeps its pending sends in its parent's writes."""
+    version = checkpoint.get("v")
+    return not isinstance(version, int) or version < _SENDS_IN_PARENT_BEFORE
+
+
+def add_sends(checkpoint: dict[str, Any], sends: list[Any]) -> None:
+    """Put the sends of an old format where new ones keep them, as LangGraph's Postgres saver does."""
+    if not sends:
+        return
+    checkpoint["channel_values"] = {**(checkpoint.get("channel_values") or {}), TASKS: sends}
+    versions = checkpoint.get("channel_versions") or {}
+    checkpoint["channel_versions"] = {**versions, TASKS: _highest(versions)}
+
+
+def checkpoint_tuple(
+    key: tuple[str, str, str],
+    parent: str | None,
+    checkpoint: dict[str, Any],
+    metadata: dict[str, Any],
+    writes: list[PendingWrite],
+) -> CheckpointTuple:
+    """What a reader returns; every part a fresh object."""
+    thread, ns, _ = key
+    return CheckpointTuple(
+        config=config_of(*key),
+        checkpoint=cast(Checkpoint, checkpoint),
+        metadata=cast(CheckpointMetadata, metadata),
+        parent_config=config_of(thread, ns, parent) if parent else None,
+        pending_writes=writes,
+    )
+
+
+def _highest(versions: Mapping[str, Any]) -> Any:
+    if not versions:
+        return _FIRST_VERSION
+    try:
+        return max(versions.values())
+    except TypeError:  # text beside numbers
+        return max(versions.values(), key=str)
+
+
+def _configurable(config: RunnableConfig) -> Mapping[str, Any]:
+    configurable = config.get("configurable")
+    if configurable is None:
+        raise InvalidInputError(
+            "the config has no 'configurable'", hint='give {"configurable": {"thread_id": ...}}'
+        )
+    return configurable
+
+
+def _object(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
+    value = checkpoint.get(name, {})
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(f"the checkpoint's {name} is a {type(value).__name__}, not a dict")
+    return value
+
+
+def _channel(name: Any, key: Key) -> str:
+    channel = text_id(name, "the name of a channel")
+    _check_size("thread_id, checkpoint_ns and the channel", key.thread, key.ns, channel)
+    return channel
+
+
+def _check_size(what: str, *texts: str) -> None:
+    if sum(map(len, texts)) * 4 <= MAX_KEY_BYTES:  # UTF-8 has at most four bytes a character
+        return
+    size = sum(len(text.encode()) for text in texts)
+    if size > MAX_KEY_BYTES:
+        raise InvalidInputError(f"{what} too long: {size} bytes of UTF-8, the limit is {MAX_KEY_BYTES}")
+
+
+def _has_surrogates(text: str) -> bool:
+    return clean_text(text) != text
