@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import quote, quote_plus, unquote
 
 from persistence.options import LIBPQ_KEYWORDS, OPTIONS
@@ -97,7 +97,7 @@ def _spellings(secret: str) -> set[str]:
 def secret_spans(text: str) -> list[Span]:
     """Where the secrets are in the text of a DSN, in order and without overlap."""
     if match := URL_FORM.match(text):
-        return list(_url_spans(text, match.end(), match["scheme"].lower()))
+        return _union(_url_spans(text, match.end(), match["scheme"].lower()))
     if KEYWORD_FORM.match(text):
         return list(_merge_pairs(_keyword_pairs(text)))
     # Neither form: a file's name is worth showing, anything else may be a DSN without its beginning.
@@ -107,14 +107,15 @@ def secret_spans(text: str) -> list[Span]:
 def _url_spans(text: str, start: int, scheme: str) -> Iterator[Span]:
     is_file = text.startswith("/", start) and scheme.startswith(("sqlite", "postgres+embedded"))
     at = -1 if is_file else _password_end(text, start)
+    host = max(start, at + 1)
     if at >= 0:
         yield text.index(":", start) + 1, at
-        start = at + 1
-    query = text.find("?", start)
+    query = text.find("?", host)
     if not is_file:
-        yield from _odd_ports(text, start, query if query >= 0 else len(text))
-    if query >= 0:
-        yield from _merge_pairs(_query_pairs(text, query + 1))
+        yield from _odd_ports(text, host, query if query >= 0 else len(text))
+    # From both question marks: the "@" that was found may itself stand in a query's password.
+    for mark in {query, text.find("?", start)} - {-1}:
+        yield from _merge_pairs(_query_pairs(text, mark + 1))
 
 
 def _password_end(text: str, start: int) -> int:
@@ -139,6 +140,16 @@ def _odd_ports(text: str, start: int, stop: int) -> Iterator[Span]:
     ):
         if not re.fullmatch(r"[0-9]*|\*\*\*", match["port"]):
             yield match.span("port")
+
+
+def _union(spans: Iterable[Span]) -> list[Span]:
+    joined: list[Span] = []
+    for start, end in sorted(spans):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(end, joined[-1][1])
+        else:
+            joined.append((start, end))
+    return joined
 
 
 Pair = tuple[str, str, int, int]

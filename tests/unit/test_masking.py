@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import pprint
@@ -134,7 +135,8 @@ def everything_seen(text: str) -> str:
     seen.append(
         mask_secrets(f'connection to "{str.__str__(dsn.url)}" failed, {str.__str__(dsn.conninfo)}', dsn)
     )
-    assert str(Dsn.parse(dsn.masked) if dsn.scheme != "memory" else dsn)
+    with contextlib.suppress(DsnError):  # an odd password may leave less than a DSN
+        seen.append(str(Dsn.parse(dsn.masked)))
     return "\n".join(seen)
 
 
@@ -142,6 +144,7 @@ def everything_seen(text: str) -> str:
 @example(PLACES[0], str, "@a/b?c=d@e")
 @example(PLACES[4], str, "&user=x&y")
 @example(PLACES[0], str, "%zz")
+@example(PLACES[6], str, "@&")
 def test_no_url_shows_its_password(place: str, encode: Callable[[str], str], odd: str) -> None:
     seen = everything_seen(place.format(encode(MARK + odd + MARK)))
     assert MARK not in seen
