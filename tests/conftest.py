@@ -22,10 +22,11 @@ def postgres_server() -> Iterator[str]:
         return
     from persistence.backends import embedded
 
-    with tempfile.TemporaryDirectory(prefix="persistence-tests-") as folder:
-        server = (Path(folder) / "pg").resolve()
-        yield embedded.hold(server)
-        embedded.release(server)
+    with (
+        tempfile.TemporaryDirectory(prefix="persistence-tests-") as folder,
+        embedded.serve(Path(folder) / "pg") as conninfo,
+    ):
+        yield conninfo
 
 
 @pytest.fixture

