@@ -52,11 +52,11 @@ def sqlite_tuples(path: Path) -> list[CheckpointTuple]:
         return list(saver.list(None))
 
 
-def postgres_tuples(dsn: str) -> list[CheckpointTuple]:
-    """What the official Postgres saver lists, thread by thread."""
+def postgres_tuples(dsn: str, thread: str | None = None) -> list[CheckpointTuple]:
+    """What the official Postgres saver lists."""
     with PostgresSaver.from_conn_string(dsn) as saver:
         saver.serde = graphs.serde()
-        return list(saver.list(None))
+        return list(saver.list(None if thread is None else graphs.config(thread)))
 
 
 def rows(dsn: str) -> dict[str, list[Any]]:
@@ -64,7 +64,7 @@ def rows(dsn: str) -> dict[str, list[Any]]:
     with psycopg.connect(dsn) as conn:
         return {
             table: conn.execute(
-                f"SELECT t.*, md5(t::text) FROM {table} t ORDER BY t::text COLLATE \"C\""
+                f'SELECT t.*, md5(t::text) FROM {table} t ORDER BY t::text COLLATE "C"'
             ).fetchall()
             for table in TABLES
         }

@@ -130,9 +130,9 @@ def log(saver: BaseCheckpointSaver[Any]) -> Any:
     return graph.compile(checkpointer=saver)
 
 
-def thread(name: str) -> dict[str, Any]:
+def config(thread: str) -> Any:
     """The config of a thread."""
-    return {"configurable": {"thread_id": name}}
+    return {"configurable": {"thread_id": thread}}
 
 
 def fill(path: Path, *, threads: int = 3, turns: int = 2) -> None:
@@ -141,14 +141,14 @@ def fill(path: Path, *, threads: int = 3, turns: int = 2) -> None:
         saver.serde = serde()
         graph = chat(saver)
         for number in range(threads):
-            config = thread(f"chat {number} é")
+            place = config(f"chat {number} é")
             for turn in range(turns):
-                graph.invoke({"messages": [HumanMessage(f"question {turn}")]}, config)
+                graph.invoke({"messages": [HumanMessage(f"question {turn}")]}, place)
                 if number % 2 == 0:  # every other thread stays interrupted
-                    graph.invoke(Command(resume="yes"), config)
-        graph.update_state(thread("chat 0 é"), {"note": "edited", "found": ["by hand"]})
-        history = list(graph.get_state_history(thread("chat 0 é")))
+                    graph.invoke(Command(resume="yes"), place)
+        graph.update_state(config("chat 0 é"), {"note": "edited", "found": ["by hand"]})
+        history = list(graph.get_state_history(config("chat 0 é")))
         graph.update_state(history[len(history) // 2].config, {"turn": 7})  # a fork
         delta = log(saver)
         for _ in range(5):
-            delta.invoke({"lines": ["asked"]}, thread("log"))
+            delta.invoke({"lines": ["asked"]}, config("log"))

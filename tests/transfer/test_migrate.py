@@ -69,7 +69,7 @@ def test_types_survive(filled: Path, postgres_dsn: str) -> None:
     transfer.migrate(filled, postgres_dsn)
     with PostgresSaver.from_conn_string(postgres_dsn) as saver:
         saver.serde = graphs.serde()
-        values = graphs.chat(saver).get_state(graphs.thread("chat 1 é")).values
+        values = graphs.chat(saver).get_state(graphs.config("chat 1 é")).values
     assert isinstance(values["profile"], graphs.Profile)
     assert isinstance(values["price"], graphs.Money)
     assert values["colour"] is graphs.Colour.RED
@@ -84,7 +84,7 @@ def test_delta_channel_history(filled: Path, postgres_dsn: str) -> None:
         SqliteSaver.from_conn_string(str(filled)) as one,
         PostgresSaver.from_conn_string(postgres_dsn) as other,
     ):
-        configs = [item.config for item in one.list(graphs.thread("log"))]
+        configs = [item.config for item in one.list(graphs.config("log"))]
         assert len(configs) > 10
         for config in configs:
             mine = graphs.log(one).get_state(config)
@@ -100,7 +100,7 @@ def test_conversation_goes_on(filled: Path, postgres_dsn: str) -> None:
     with PostgresSaver.from_conn_string(postgres_dsn) as saver:
         saver.serde = graphs.serde()
         graph = graphs.chat(saver)
-        config = graphs.thread("chat 1 é")
+        config = graphs.config("chat 1 é")
         assert graph.get_state(config).interrupts[0].value["question"] == "go on?"
         before = graph.get_state(config).values
         after = graph.invoke(Command(resume="on Postgres"), config)
@@ -108,8 +108,8 @@ def test_conversation_goes_on(filled: Path, postgres_dsn: str) -> None:
         graph.invoke({"messages": [HumanMessage("more")]}, config)
         assert len(graph.get_state(config).values["messages"]) == len(before["messages"]) + 2
         delta = graphs.log(saver)
-        lines = delta.get_state(graphs.thread("log")).values["lines"]
-        assert delta.invoke({"lines": ["asked"]}, graphs.thread("log"))["lines"][: len(lines)] == lines
+        lines = delta.get_state(graphs.config("log")).values["lines"]
+        assert delta.invoke({"lines": ["asked"]}, graphs.config("log"))["lines"][: len(lines)] == lines
 
 
 def test_again_changes_nothing(filled: Path, postgres_dsn: str) -> None:
@@ -127,7 +127,7 @@ def test_threads_that_exist_are_a_conflict(database: Path, postgres_dsn: str) ->
     with PostgresSaver.from_conn_string(postgres_dsn) as saver:
         saver.setup()
         saver.serde = graphs.serde()
-        graphs.log(saver).invoke({"lines": ["theirs"]}, graphs.thread("log"))
+        graphs.log(saver).invoke({"lines": ["theirs"]}, graphs.config("log"))
     before = rows(postgres_dsn)
     with pytest.raises(ConflictError, match="'log'"):
         transfer.migrate(database, postgres_dsn)
@@ -137,7 +137,7 @@ def test_threads_that_exist_are_a_conflict(database: Path, postgres_dsn: str) ->
 def test_beside_other_threads(filled: Path, postgres_dsn: str) -> None:
     with PostgresSaver.from_conn_string(postgres_dsn) as saver:
         saver.setup()
-        graphs.log(saver).invoke({"lines": ["theirs"]}, graphs.thread("another"))
+        graphs.log(saver).invoke({"lines": ["theirs"]}, graphs.config("another"))
     assert transfer.migrate(filled, postgres_dsn).verified
     assert "another" in by_thread(postgres_tuples(postgres_dsn))
 
@@ -157,7 +157,7 @@ def test_after_the_target_was_emptied(filled: Path, postgres_dsn: str) -> None:
 def test_a_source_that_has_grown_is_a_conflict(database: Path, postgres_dsn: str) -> None:
     transfer.migrate(database, postgres_dsn)
     with SqliteSaver.from_conn_string(str(database)) as saver:
-        graphs.log(saver).invoke({"lines": ["later"]}, graphs.thread("log"))
+        graphs.log(saver).invoke({"lines": ["later"]}, graphs.config("log"))
     before = rows(postgres_dsn)
     with pytest.raises(ConflictError):
         transfer.migrate(database, postgres_dsn)
@@ -197,7 +197,7 @@ def test_archive_that_exists_is_used_if_it_holds_the_same(
     shutil.rmtree(archive)
     transfer.export(database, archive)
     with SqliteSaver.from_conn_string(str(database)) as saver:
-        graphs.log(saver).invoke({"lines": ["later"]}, graphs.thread("log"))
+        graphs.log(saver).invoke({"lines": ["later"]}, graphs.config("log"))
     with pytest.raises(ArchiveError, match="something else"):
         transfer.migrate(database, postgres_dsn, archive=archive)
 

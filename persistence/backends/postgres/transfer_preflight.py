@@ -40,9 +40,11 @@ class PostgresPreflight(Findings):
                 self._text(record, *key, also=(record.task_path, record.channel))
                 if record.idx not in _INT4:
                     self.note("the index of a write is out of range", record)
+                self._name(record, record.channel, record.task_id)
                 self._content(record)
             case Value():
                 self._text(record, record.thread_id, record.checkpoint_ns, record.channel, record.version)
+                self._name(record, record.channel)
                 self._content(record)
 
     def _checkpoint(self, record: Checkpoint) -> None:
@@ -93,6 +95,11 @@ class PostgresPreflight(Findings):
             self.note("an id holds the NUL character, which Postgres cannot store", record)
         if sum(map(len, key)) * 4 > _KEY_BYTES and sum(len(t.encode()) for t in key) > _KEY_BYTES:
             self.note(f"ids of more than {_KEY_BYTES} bytes do not fit a Postgres index", record)
+
+    def _name(self, record: Value | Write, *names: str) -> None:
+        # The saver of 3.2.0 reads these as ``channel::bytea``, where a backslash begins an escape.
+        if any("\\" in name for name in names):
+            self.note("a channel or task has a backslash in its name, which LangGraph misreads", record)
 
     def _content(self, record: Value | Write) -> None:
         if record.type not in _KNOWN_TYPES:

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -79,7 +79,8 @@ class SqliteSource:
         with ExitStack() as stack:
             self._unlocked = _Unlocked(path) if _is_idle_wal(path) else None
             self._conn = _open(path, stack, self.label, immutable=self._unlocked is not None)
-            self._has_task_path = self._check_tables()
+            with self._reading():
+                self._has_task_path = self._check_tables()
             self._stack = stack.pop_all()
         return self
 
@@ -90,20 +91,26 @@ class SqliteSource:
 
     def count(self) -> int:
         """How many checkpoints the snapshot has."""
-        return int(self._conn.execute("SELECT count(*) FROM checkpoints").fetchone()[0])
+        with self._reading():
+            return int(self._conn.execute("SELECT count(*) FROM checkpoints").fetchone()[0])
 
     def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
         """See :class:`persistence.transfer.records.Source`."""
-        for thread in [None] if threads is None else threads:
-            try:
+        with self._reading():
+            for thread in [None] if threads is None else threads:
                 yield from self._merge(thread, data=data)
-            except sqlite3.Error as error:
-                raise SourceError(f"cannot read {self.label}: {error}") from None
         if self._unlocked is not None and self._unlocked.changed():
             raise SourceError(
                 f"{self.label} was written to while it was read",
                 hint="stop the application, or keep it connected, and run the command again",
             )
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise SourceError(f"cannot read {self.label}: {error}") from None
 
     def _merge(self, thread: str | None, *, data: bool) -> Iterator[Record]:
         """Each thread's checkpoints, then its writes: two cursors over the two primary keys."""
