@@ -10,7 +10,7 @@ from typing import Any, cast
 from langgraph.store.base import Op, Result
 from langgraph.store.sqlite.base import SqliteStore as UpstreamStore
 
-from persistence.backends.sqlite.connection import SqliteDatabase, translated
+from persistence.backends.sqlite.connection import SqliteDatabase, translate, translated
 from persistence.errors import ClosedError
 
 
@@ -33,8 +33,15 @@ class SqliteStore(UpstreamStore):
         """As LangGraph's."""
         if self._closed:
             raise ClosedError(f"the connection to {self._where} was closed")
-        with translated(self._where):
-            return super().batch(ops)
+        try:
+            with translated(self._where):
+                return super().batch(ops)
+        except ValueError as error:
+            # The store of checkpoint-sqlite 3.1.2 wraps SQLite's errors in this one when it reads.
+            cause = error.__cause__
+            if cause is not None and (ours := translate(cause, self._where)) is not None:
+                raise ours from cause
+            raise
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """As LangGraph's."""
