@@ -17,7 +17,7 @@ from langchain_core.messages import HumanMessage
 from langgraph.types import Command
 from pydantic import BaseModel
 
-from examples.trip_planner import build
+from examples.trip_planner import build, settings
 from persistence import asgi
 from persistence.errors import ConnectError
 
@@ -31,7 +31,7 @@ class Text(BaseModel):
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open the database with the application and close it with it; compile the graph once."""
-    async with asgi.lifespan(app):
+    async with asgi.make_lifespan(settings=settings())(app):
         app.state.graph = build(app.state.persistence.checkpointer)
         yield
 

@@ -40,6 +40,11 @@ class State(TypedDict):
     trip: Trip | None
 
 
+def settings() -> persistence.Settings:
+    """The environment's settings; from the database only known types are restored, and our own is one."""
+    return persistence.Settings(strict_msgpack=True, allowed_msgpack=(f"{Trip.__module__}:Trip",))
+
+
 def understand(state: State) -> dict[str, Any]:
     """Stand in for a language model: deterministic, and without a network."""
     text = str(state["messages"][-1].content)
@@ -103,7 +108,7 @@ def main(argv: list[str]) -> int:
         return 2
     verb, thread, text = argv[0], argv[1], " ".join(argv[2:])
     config: Any = {"configurable": {"thread_id": thread}}
-    with persistence.open() as db:
+    with persistence.open(settings=settings()) as db:
         graph = build(db.checkpointer)
         before = len(graph.get_state(config).values.get("messages", []))
         if verb == "say":

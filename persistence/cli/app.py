@@ -89,8 +89,10 @@ def _prepare_logging() -> None:
         handlers=[MaskingHandler()],
     )
     if not invocation.debug:
-        # The pool logs each attempt of its workers; the error that ends the command says it once.
-        logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+        # The attempts of connecting and of the pool's workers; the error that ends the command says it once.
+        for name in ("persistence", "psycopg", "stamina"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger("persistence.settings").setLevel(logging.WARNING)
 
 
 class MaskingHandler(logging.StreamHandler[typing.TextIO]):

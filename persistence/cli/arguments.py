@@ -48,10 +48,9 @@ def read_dsn(text: str) -> Dsn:
 
 def read_dsn_or_path(text: str) -> Dsn | Path:
     """Read an argument that is a DSN or the path of an archive; a path that exists is a path."""
-    path = Path(text)
-    if not path.exists() and _LOOKS_LIKE_A_DSN.match(text):
+    if _LOOKS_LIKE_A_DSN.match(text) and not os.path.exists(text):  # noqa: PTH110 - False where it may not look
         return read_dsn(text)
-    return path
+    return Path(text)
 
 
 def configured_dsn(text: str | None) -> Dsn | None:

@@ -74,35 +74,23 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def emit(document: Mapping[str, Any], human: Iterable[Any]) -> None:
-    """Print the result: the document with ``--json``, else the tables and lines in ``human``."""
+def emit(document: Mapping[str, Any], human: Iterable[str]) -> None:
+    """Print the result: the document with ``--json``, else the lines of text in ``human``."""
     if invocation.json:
         _write_json(document)
         return
-    console = terminal()
-    for item in human:
-        if isinstance(item, str):
-            sys.stdout.write(item + "\n")
-        else:
-            console.print(item)
+    for text in human:
+        sys.stdout.write(text + "\n")
 
 
-def rows(pairs: Iterable[tuple[str, object]]) -> str:
-    """Names and values in two columns."""
-    lines = [(name, printable(str(value))) for name, value in pairs]
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines)
-
-
-def grid(header: list[str], lines: Iterable[tuple[object, ...]]) -> Any:
-    """A table with a header line."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(*header, box=SIMPLE_HEAD, pad_edge=False)
-    for line in lines:
-        table.add_row(*map(str, line))
-    return table
+def rows(lines: Iterable[tuple[object, ...]]) -> str:
+    """Aligned columns, without control characters."""
+    texts = [[printable(str(cell)) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in texts
+    )
 
 
 def fail(error: BaseException) -> int:

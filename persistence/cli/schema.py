@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persistence.cli.arguments import DsnOption, Json, required_provider, wait_for
-from persistence.cli.console import OK, emit, grid, rows
+from persistence.cli.console import OK, emit, rows
 from persistence.errors import SchemaError
 
 if TYPE_CHECKING:
@@ -69,12 +69,7 @@ def history(dsn: DsnOption = None, as_json: Json = False) -> int:
     revisions = schema.history(provider)
     emit(
         {"dsn": provider.dsn.masked, "revisions": [asdict(revision) for revision in revisions]},
-        [
-            grid(
-                ["revision", "state", "what"],
-                [(r.revision, "applied" if r.applied else "pending", r.summary) for r in revisions],
-            )
-        ],
+        [rows((r.revision, "applied" if r.applied else "pending", r.summary) for r in revisions)],
     )
     return OK
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persistence.cli.arguments import Archive, Json, Source, Target, read_dsn, read_dsn_or_path
-from persistence.cli.console import OK, emit, rows
+from persistence.cli.console import OK, emit, printable, rows
 from persistence.cli.progress import amount, progress
 from persistence.errors import VerificationError
 
@@ -88,15 +88,21 @@ def verify(
             return _summary("intact", transfer.verify_archive(first, progress=show))
         verdict = transfer.verify(first, read_dsn_or_path(right), progress=show)
     document = json.loads(verdict.to_json())
-    emit(document, [*map(str, verdict.differences), "equal" if verdict.equal else "the two sides differ"])
+    emit(
+        document,
+        [
+            *(printable(str(difference)) for difference in verdict.differences),
+            "equal" if verdict.equal else "the two sides differ",
+        ],
+    )
     return OK if verdict.equal else VerificationError.exit_code
 
 
 def _summary(done: str, report: Report) -> int:
     totals = report.totals
+    sides = [("source", report.source), ("target", report.target)]
     pairs: list[tuple[str, object]] = [
-        ("source", report.source),
-        ("target", report.target),
+        *(sides if report.source != report.target else [("archive", report.source)]),
         ("threads", f"{totals.threads:,}"),
         ("checkpoints", f"{totals.checkpoints:,}"),
         ("pending writes", f"{totals.writes:,}"),

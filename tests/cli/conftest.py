@@ -1,0 +1,65 @@
+"""What the console tests share: the real command in its own process, and databases."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.support import COMMAND, Result, clean_environment, make_chat
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Run the console command in an empty folder and with none of our variables set."""
+    return _runner(tmp_path, [])
+
+
+@pytest.fixture
+def run_unprivileged(tmp_path: Path) -> Run:
+    """As ``run``, but file modes count, also where root runs the tests."""
+    if os.geteuid() != 0:
+        return _runner(tmp_path, [])
+    return _runner(tmp_path, ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"])
+
+
+def _runner(folder: Path, prefix: list[str]) -> Run:
+    def run(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120) -> Result:
+        return subprocess.run(
+            [*prefix, COMMAND, *arguments],
+            cwd=folder,
+            env=clean_environment() | dict(env or {}),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return run
+
+
+@pytest.fixture
+def chat(tmp_path: Path) -> Path:
+    """A SQLite database with two conversations."""
+    return make_chat(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def password_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Conninfo of a server of its own, where the role ``locked`` needs the password ``right-secret``."""
+    from persistence.backends import embedded
+
+    folder = tmp_path_factory.mktemp("password") / "pg"
+    with embedded.serve(folder) as conninfo:
+        rules = folder / "pg_hba.conf"
+        rules.write_text("local all locked scram-sha-256\n" + rules.read_text())
+        with psycopg.connect(conninfo, autocommit=True) as conn:
+            conn.execute("CREATE ROLE locked LOGIN PASSWORD 'right-secret'")
+            conn.execute("SELECT pg_reload_conf()")
+        yield conninfo

@@ -1,0 +1,96 @@
+"""The programs of a checkout: the demo, the migration tool, the benchmark, the generated reference."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT, Result, clean_environment
+
+
+def program(
+    folder: Path, name: str, *arguments: str, env: dict[str, str] | None = None, root: Path = ROOT
+) -> Result:
+    """Run a program of ``tools/``."""
+    return subprocess.run(
+        [sys.executable, root / "tools" / name, *arguments],
+        cwd=folder,
+        env=clean_environment() | (env or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the demo needs, so that a ``.demo`` of the person's own is left alone."""
+    folder = tmp_path / "checkout"
+    for name in ("tools", "examples"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.mark.parametrize("where", ["embedded", "server"])
+def test_demo(checkout: Path, where: str, postgres_server: str) -> None:
+    """Twice: it begins anew each time."""
+    env = {"embedded": {}, "server": {"PERSISTENCE_TEST_POSTGRES": postgres_server}}[where]
+    for _ in range(2 if where == "embedded" else 1):
+        result = program(checkout, "demo.py", env=env, root=checkout)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "waiting for an answer: 3 nights in Lisbon cost 241.5. Book?" in result.stdout
+        assert "migrated, verified by content" in result.stdout
+        assert "ai: Your 3 nights in Lisbon are booked." in result.stdout
+        assert result.stdout.rstrip().splitlines()[-1].startswith("verified.")
+    assert (checkout / ".demo" / "archive" / "manifest.json").exists()
+
+
+def test_demo_keeps_what_it_did_not_make(checkout: Path) -> None:
+    (checkout / ".demo").mkdir()
+    (checkout / ".demo" / "mine").write_text("keep")
+    result = program(checkout, "demo.py", root=checkout)
+    assert result.returncode == 1
+    assert (checkout / ".demo" / "mine").read_text() == "keep"
+
+
+@pytest.mark.parametrize("spelling", ["chat.db", "sqlite:///chat.db"])
+def test_sqlite_to_postgres(tmp_path: Path, chat: Path, postgres_dsn: str, spelling: str) -> None:
+    result = program(tmp_path, "sqlite_to_postgres.py", spelling, postgres_dsn, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["verified"] is True
+
+
+def test_sqlite_to_postgres_without_a_source(tmp_path: Path) -> None:
+    result = program(tmp_path, "sqlite_to_postgres.py", "none 100%.db", "postgresql://h/x")
+    assert result.returncode == 5
+    assert "none 100%.db" in result.stderr
+    assert program(tmp_path, "sqlite_to_postgres.py").returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bench_runs(tmp_path: Path, postgres_server: str) -> None:
+    env = {"PERSISTENCE_TEST_POSTGRES": postgres_server}
+    result = program(tmp_path, "bench.py", "--short", "--json", "figures.json", env=env)
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {(f["backend"], f["contender"]) for f in figures} == {
+        (backend, contender) for backend in ("sqlite", "postgres") for contender in ("official", "ours")
+    }
+    assert all(f["median"] > 0 for f in figures)
+
+
+def test_cli_reference_is_checked(checkout: Path) -> None:
+    (checkout / "docs").mkdir()
+    assert program(checkout, "cli_reference.py", "--check", root=checkout).returncode == 1
+    assert program(checkout, "cli_reference.py", root=checkout).returncode == 0
+    assert program(checkout, "cli_reference.py", "--check", root=checkout).returncode == 0
+    page = checkout / "docs" / "cli.md"
+    assert page.read_text() == (ROOT / "docs" / "cli.md").read_text()
+    page.write_text(page.read_text().replace("verify", "compare"))
+    assert program(checkout, "cli_reference.py", "--check", root=checkout).returncode == 1
