@@ -362,8 +362,11 @@ def _drift(provider: Provider, differences: list[Difference], *, repaired: bool)
     message = f"the tables of {provider.dsn} are not as this version needs them: " + "; ".join(
         str(difference) for difference in differences
     )
-    commands = list(dict.fromkeys(difference.mend for difference in differences if difference.mend))
-    if repaired or not commands:
+    tried = {SETUP, REPAIR} if repaired else set()
+    commands = [
+        m for m in dict.fromkeys(difference.mend for difference in differences) if m and m not in tried
+    ]
+    if not commands:
         return SchemaError(
             message,
             hint="no command mends this: the table was not made by LangGraph or was changed by hand; "
@@ -421,7 +424,7 @@ def _alembic(
     # Outside the handler: the driver's error with its statement and arguments does not hang on to ours.
     raise SchemaError(
         f"could not {command} our own tables in {provider.dsn}: {mask_secrets(reason, provider.dsn)}",
-        hint=f"run `{SETUP}` as a role that may create tables there, or give the output of "
+        hint=f"run `{SETUP}` as somebody who may create tables there, or give the output of "
         "`persistence schema sql` to somebody who may",
     )
 

@@ -177,10 +177,11 @@ def test_a_schema_earlier_on_the_search_path_is_the_one_that_counts(postgres_pla
 def test_our_own_table_dropped_by_hand_names_the_way_back(place: Place) -> None:
     schema.setup(place.provider)
     place.run("DROP TABLE {}persistence_transfers")
-    with pytest.raises(
-        SchemaError, match="`persistence schema downgrade base` and `persistence schema upgrade`"
-    ):
-        schema.setup(place.provider)
+    for repair in (False, True):
+        with pytest.raises(
+            SchemaError, match="`persistence schema downgrade base` and `persistence schema upgrade`"
+        ):
+            schema.setup(place.provider, repair=repair)
     schema.downgrade(place.provider, "base")
     schema.upgrade(place.provider)
     assert schema.check(place.provider) == []

@@ -190,6 +190,13 @@ def test_a_file_that_is_not_there_is_not_made_by_looking(sqlite_place: Place) ->
     assert not sqlite_place.path.exists()
 
 
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    for act in (schema.check, schema.setup, schema.upgrade):
+        with pytest.raises(ConnectError, match="folder does not exist"):
+            act(Place(f"sqlite:///{tmp_path}/none/chat.db").provider)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_is_no_database(sqlite_place: Place) -> None:
     assert sqlite_place.path is not None
     sqlite_place.path.write_text("no database, but long enough that SQLite looks at its head" * 20)

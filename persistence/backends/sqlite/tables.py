@@ -161,7 +161,7 @@ class SqliteTables:
     def _rows(self, statement: str) -> list[tuple[Any, ...]]:
         if self._reader is None:
             path = self._database.path
-            if path is not None and not path.exists():
+            if path is not None and not path.exists() and path.absolute().parent.is_dir():
                 return []
             self._reader = self._database.connect(readonly=True)
         try:
