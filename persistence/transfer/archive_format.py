@@ -150,7 +150,10 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ArchiveError: There is none, it is damaged, or of a version that is not known.
     """
-    _require_folder(folder)
+    try:
+        _require_folder(folder)
+    except OSError as error:
+        raise ArchiveError(f"archive {folder} cannot be read: {error.strerror}") from None
     with open_regular(folder, MANIFEST) as file:
         data = file.read(MAX_MANIFEST_BYTES + 1)
     if len(data) > MAX_MANIFEST_BYTES:
