@@ -5,11 +5,12 @@
 
 from persistence.transfer.api import Side, export, import_, migrate, verify, verify_archive
 from persistence.transfer.preflight import RefusedError
-from persistence.transfer.report import Progress, Report, Totals
+from persistence.transfer.report import Phase, Progress, Report, Totals
 from persistence.transfer.verify import Difference, Verdict
 
 __all__ = [
     "Difference",
+    "Phase",
     "Progress",
     "RefusedError",
     "Report",

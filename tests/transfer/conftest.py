@@ -59,12 +59,12 @@ def postgres_tuples(dsn: str, thread: str | None = None) -> list[CheckpointTuple
         return list(saver.list(None if thread is None else graphs.config(thread)))
 
 
-def rows(dsn: str) -> dict[str, list[Any]]:
+def rows(dsn: str, schema: str = "public") -> dict[str, list[Any]]:
     """Every row of LangGraph's tables in Postgres."""
     with psycopg.connect(dsn) as conn:
         return {
             table: conn.execute(
-                f'SELECT t.*, md5(t::text) FROM {table} t ORDER BY t::text COLLATE "C"'
+                f'SELECT t.* FROM "{schema}".{table} t ORDER BY t::text COLLATE "C"'.encode()
             ).fetchall()
             for table in TABLES
         }

@@ -101,7 +101,7 @@ def chat(saver: BaseCheckpointSaver[Any]) -> Any:
     """Messages, pydantic, dataclass, enum, ``Send``, parallel nodes, a subgraph and an interrupt."""
     graph = StateGraph(Chat)
     graph.add_node("answer", _answer)
-    graph.add_node("look", _look)
+    graph.add_node("look", _look)  # type: ignore[arg-type]  # a Send brings its own state
     graph.add_node("inner", _inner())
     graph.add_node("ask", _ask)
     graph.add_edge(START, "answer")

@@ -194,7 +194,7 @@ def test_an_archive_can_hold_what_postgres_cannot(tmp_path: Path, postgres_dsn: 
         nul_in_thread(saver)
     transfer.export(path, archive)
     assert transfer.verify(path, archive).equal
-    with pytest.raises(transfer.RefusedError, match="3 rows|2 rows"):
+    with pytest.raises(transfer.RefusedError, match=r"^2 rows"):
         transfer.import_(archive, postgres_dsn)
 
 

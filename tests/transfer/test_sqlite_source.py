@@ -138,7 +138,7 @@ def test_hot_rollback_journal(path: Path, folder: Path, tmp_path: Path) -> None:
         "conn.execute('PRAGMA cache_size = 1')\n"
         "conn.execute('BEGIN')\n"
         "for n in range(300):\n"
-        "    conn.execute(\"INSERT INTO writes VALUES ('late', '', ?, 'task', '', 0, 'a', 'null', x'')\", [n])\n"
+        "    conn.execute(\"INSERT INTO writes VALUES ('t', '', ?, 'task', '', 0, 'a', 'null', x'')\", [n])\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(path)], check=False)
@@ -186,7 +186,7 @@ def test_a_change_without_a_lock_is_noticed(path: Path, tmp_path: Path) -> None:
             make.put(saver, "t", {"c": [number]}, versions={"c": number})
     changed = False
 
-    def change(*_: object) -> None:
+    def change(phase: transfer.Phase, done: int, total: int, unit_bytes: int) -> None:
         nonlocal changed
         if not changed:
             changed = True
@@ -218,6 +218,10 @@ def test_without_task_path(folder: Path, tmp_path: Path) -> None:
     before = picture(folder)
     assert exported(path, tmp_path / "archive").writes == 1
     assert picture(folder) == before
+
+
+def test_path_with_two_slashes(path: Path, tmp_path: Path) -> None:
+    assert exported(Path(f"/{path}"), tmp_path / "archive").checkpoints == 1
 
 
 def not_there(path: Path) -> None:

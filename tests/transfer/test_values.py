@@ -93,7 +93,7 @@ def test_any_value(
     assert mine == theirs
     for one, other in zip(mine, theirs, strict=True):
         for part in ("channel_values", "channel_versions"):
-            assert strict(one.checkpoint[part]) == strict(other.checkpoint[part])  # type: ignore[literal-required]
+            assert strict(one.checkpoint[part]) == strict(other.checkpoint[part])
         assert strict([list(write) for write in one.pending_writes or ()]) == strict(
             [list(write) for write in other.pending_writes or ()]
         )

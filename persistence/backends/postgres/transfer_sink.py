@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import psycopg
-from psycopg import errors
+from psycopg import ClientCursor, errors
 from psycopg.rows import tuple_row
 
 from persistence.backends.postgres.connection import connect, translate
@@ -83,12 +83,16 @@ class PostgresSink:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold a transaction-level lock on a connection of its own, as PgBouncer has no session ones."""
+        """Hold a transaction-level lock on a connection of its own, as PgBouncer has no session ones.
+
+        The parameters are bound by the client: by the extended protocol the statement's portal would
+        keep its snapshot, and a ``CREATE INDEX CONCURRENTLY`` elsewhere would wait for it.
+        """
         key = hashlib.sha256(f"persistence-transfer {self._provider.settings.db_schema or ''}".encode())
         number = int.from_bytes(key.digest()[:8], signed=True)
         deadline = time.monotonic() + _LOCK_WAIT
         with self._connect() as conn, conn.transaction():
-            cursor = conn.cursor(row_factory=tuple_row)
+            cursor = ClientCursor(conn, row_factory=tuple_row)
             cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
             while not cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [number]).fetchall()[0][0]:
                 if time.monotonic() > deadline:

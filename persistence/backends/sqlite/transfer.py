@@ -365,7 +365,7 @@ def _open(path: Path, stack: ExitStack, label: str, *, immutable: bool) -> sqlit
 def _begin(path: Path, stack: ExitStack, *, immutable: bool, mode: str = "ro") -> sqlite3.Connection:
     options = f"mode={mode}" + ("&immutable=1" if immutable else "")
     conn = sqlite3.connect(
-        f"file:{quote(str(path.absolute()))}?{options}",
+        f"file://{quote(str(path.absolute()))}?{options}",
         uri=True,
         isolation_level=None,
         check_same_thread=False,

@@ -1,0 +1,197 @@
+"""Killed at any instant and run again, the rows are those of one clean run."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+from langgraph.checkpoint.sqlite import SqliteSaver
+
+from persistence import transfer
+from persistence.errors import ConflictError, TransferError
+from persistence.registry import provider_for
+from tests.transfer import graphs, make
+from tests.transfer.conftest import rows
+
+# The engine with tiny batches, and a place to die: before or after the COPY of a batch, with its transaction
+# open or committed.
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from persistence import transfer
+from persistence.backends.postgres.transfer_sink import PostgresSink
+from persistence.transfer import engine
+engine.BATCH_RECORDS = 9
+source, target, archive, die_at = sys.argv[1:5]
+steps = 0
+def step():
+    global steps
+    steps += 1
+    if steps == int(die_at):
+        os.kill(os.getpid(), signal.SIGKILL)
+write = PostgresSink.write
+def traced(self, batch):
+    step()
+    with self._conn.transaction():
+        write(self, batch)
+        step()
+    step()
+PostgresSink.write = traced
+print("ready", flush=True)
+report = transfer.migrate(Path(source), target, archive=Path(archive) if archive else None)
+print(report.to_json())
+"""
+
+
+def run(source: Path, target: str, archive: Path | None = None, *, die_at: int = 0) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(source), target, str(archive or ""), str(die_at)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> int:
+    out, err = process.communicate(timeout=100)
+    assert process.returncode in (0, -signal.SIGKILL), out + err
+    return process.returncode
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("resume") / "chat.db"
+    graphs.fill(path, threads=1, turns=1)
+    with SqliteSaver.from_conn_string(str(path)) as saver:
+        for number in range(25):  # one thread that spans batches
+            make.put(saver, "long", {"c": ["x" * (number // 2)]}, versions={"c": number // 2})
+    return path
+
+
+def test_killed_around_every_commit(source: Path, postgres_dsn: str) -> None:
+    transfer.migrate(source, f"{postgres_dsn}&schema=clean")
+    clean = rows(postgres_dsn, "clean")
+    # Before, inside and after the transaction of a batch, in turn; each run goes on where the last one died.
+    for die_at in [1, 2, 3, 4, 5, 6, 8, 10]:
+        assert finish(run(source, f"{postgres_dsn}&schema=killed", die_at=die_at)) == -signal.SIGKILL
+    assert finish(run(source, f"{postgres_dsn}&schema=killed")) == 0
+    assert rows(postgres_dsn, "killed") == clean
+    report = transfer.migrate(source, f"{postgres_dsn}&schema=killed")
+    assert report.already_done
+    assert report.verified
+
+
+@pytest.mark.parametrize("by_archive", [False, True], ids=["direct", "archive"])
+def test_killed_at_random_instants(source: Path, postgres_dsn: str, tmp_path: Path, by_archive: bool) -> None:
+    transfer.migrate(source, f"{postgres_dsn}&schema=clean")
+    archive = tmp_path / "archive" if by_archive else None
+    choose = random.Random(11)  # noqa: S311 - instants, not secrets
+    for _ in range(6):
+        process = run(source, f"{postgres_dsn}&schema=killed", archive)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(choose.uniform(0, 1.2))
+        process.kill()
+        process.communicate()
+    assert finish(run(source, f"{postgres_dsn}&schema=killed", archive)) == 0
+    assert rows(postgres_dsn, "killed") == rows(postgres_dsn, "clean")
+    assert transfer.verify(source, f"{postgres_dsn}&schema=killed").equal
+
+
+def interrupted(source: Path, dsn: str) -> None:
+    assert finish(run(source, dsn, die_at=9)) == -signal.SIGKILL
+
+
+def test_resumed_run_reports_what_was_there(source: Path, postgres_dsn: str) -> None:
+    interrupted(source, postgres_dsn)
+    report = transfer.migrate(source, postgres_dsn)
+    assert report.batches_skipped == 3
+    assert report.batches_written > 0
+    assert report.verified
+    with psycopg.connect(postgres_dsn) as conn:
+        runs = conn.execute(
+            "SELECT run_id, state, finished_at IS NOT NULL FROM persistence_transfers"
+        ).fetchall()
+        batches = conn.execute("SELECT count(*) FROM persistence_transfer_batches").fetchone()
+    assert runs == [(report.run_id, "finished", True)]
+    assert batches == (report.batches_written + report.batches_skipped,)
+
+
+def test_source_changed_since(source: Path, postgres_dsn: str, tmp_path: Path) -> None:
+    changed = tmp_path / "chat.db"
+    changed.write_bytes(source.read_bytes())
+    interrupted(changed, postgres_dsn)
+    before = rows(postgres_dsn)
+    make.execute(changed, "DELETE FROM writes")
+    with pytest.raises(ConflictError, match="has changed since"):
+        transfer.migrate(changed, postgres_dsn)
+    assert rows(postgres_dsn) == before
+
+
+def test_ledger_of_a_copied_database_is_another_targets(source: Path, postgres_dsn: str) -> None:
+    """A restored backup brings the ledger along, but it is not the database the ledger speaks of."""
+    interrupted(source, postgres_dsn)
+    with psycopg.connect(postgres_dsn) as conn:
+        conn.execute("UPDATE persistence_transfers SET target_identity = 'elsewhere'")
+    with pytest.raises(ConflictError):
+        transfer.migrate(source, postgres_dsn)
+
+
+def test_batches_that_are_not_the_same_are_refused(source: Path, postgres_dsn: str) -> None:
+    interrupted(source, postgres_dsn)
+    with psycopg.connect(postgres_dsn) as conn:
+        conn.execute("UPDATE persistence_transfer_batches SET digest = 'x' WHERE batch_no = 1")
+    before = rows(postgres_dsn)
+    with pytest.raises(TransferError, match="batch 1"):
+        transfer.migrate(source, postgres_dsn)
+    assert rows(postgres_dsn) == before
+
+
+def test_two_at_once(source: Path, postgres_dsn: str) -> None:
+    processes = [run(source, postgres_dsn) for _ in range(3)]
+    assert [finish(process) for process in processes] == [0, 0, 0]
+    transfer.migrate(source, f"{postgres_dsn}&schema=clean")
+    assert rows(postgres_dsn) == rows(postgres_dsn, "clean")
+
+
+def test_second_is_refused_while_the_first_runs(
+    source: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persistence.backends.postgres.transfer_sink._LOCK_WAIT", 0.5)
+    with provider_for(postgres_dsn).sink() as sink, sink.exclusive():
+        with pytest.raises(ConflictError, match="under way"):
+            transfer.migrate(source, postgres_dsn)
+        assert transfer.migrate(source, f"{postgres_dsn}&schema=other").verified
+    assert transfer.migrate(source, postgres_dsn).verified
+
+
+def test_a_row_written_meanwhile_is_a_conflict(
+    source: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application is already running on the target: its row is not overwritten."""
+    monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
+    written = False
+
+    def write_to_target(phase: transfer.Phase, done: int, total: int, unit_bytes: int) -> None:
+        nonlocal written
+        if phase == "write" and not written:
+            written = True
+            with psycopg.connect(postgres_dsn) as conn:
+                conn.execute(
+                    "INSERT INTO checkpoint_blobs SELECT 'long', '', 'c', n::text, 'bytes', 'theirs'"
+                    " FROM generate_series(0, 20) n"
+                )
+
+    with pytest.raises(ConflictError, match="holds a row"):
+        transfer.migrate(source, postgres_dsn, progress=write_to_target)
+    with psycopg.connect(postgres_dsn) as conn:
+        theirs = conn.execute("SELECT count(*) FROM checkpoint_blobs WHERE blob = 'theirs'").fetchone()
+        conn.execute("DELETE FROM checkpoint_blobs WHERE blob = 'theirs'")
+    assert theirs == (21,)
+    assert transfer.migrate(source, postgres_dsn).verified
