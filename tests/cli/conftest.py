@@ -55,11 +55,11 @@ def password_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Conninfo of a server of its own, where the role ``locked`` needs the password ``right-secret``."""
     from persistence.backends import embedded
 
-    folder = tmp_path_factory.mktemp("password") / "pg"
-    with embedded.serve(folder) as conninfo:
-        rules = folder / "pg_hba.conf"
-        rules.write_text("local all locked scram-sha-256\n" + rules.read_text())
+    with embedded.serve(tmp_path_factory.mktemp("password") / "pg") as conninfo:
         with psycopg.connect(conninfo, autocommit=True) as conn:
+            (found,) = conn.execute("SHOW hba_file").fetchone() or ()
+            rules = Path(found)
+            rules.write_text("local all locked scram-sha-256\n" + rules.read_text())
             conn.execute("CREATE ROLE locked LOGIN PASSWORD 'right-secret'")
             conn.execute("SELECT pg_reload_conf()")
         yield conninfo

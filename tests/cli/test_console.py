@@ -47,7 +47,7 @@ def test_no_arguments_show_the_help(run: Run) -> None:
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys; from persistence.cli import main; code = main(sys.argv[1:]);"
-        "heavy = {'alembic', 'langgraph', 'psycopg', 'pydantic', 'sqlalchemy'} & set(sys.modules);"
+        "heavy = {'alembic', 'langgraph', 'psycopg', 'sqlalchemy'} & set(sys.modules);"
         "sys.exit(f'loaded: {heavy}' if heavy else code)"
     )
     result = subprocess.run(

@@ -69,7 +69,7 @@ def test_sqlite_to_postgres(tmp_path: Path, chat: Path, postgres_dsn: str, spell
 def test_sqlite_to_postgres_without_a_source(tmp_path: Path) -> None:
     result = program(tmp_path, "sqlite_to_postgres.py", "none 100%.db", "postgresql://h/x")
     assert result.returncode == 5
-    assert "none 100%.db" in result.stderr
+    assert "none%20100%25.db does not exist" in result.stderr
     assert program(tmp_path, "sqlite_to_postgres.py").returncode == 2
     assert list(tmp_path.iterdir()) == []
 
