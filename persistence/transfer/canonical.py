@@ -12,14 +12,14 @@ import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import ormsgpack
 
 # What msgspec spells otherwise than canonical JSON: exponents, and the zero that JSONB does not keep
 # negative. Matches inside strings only cost time.
-_RESPELL = re.compile(rb"[0-9]e-?[0-9]|-0\.0")
+_RESPELL = re.compile(rb"(?:^|[:,\[])(?:-?[0-9]+(?:\.[0-9]+)?e|-0\.0)")
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 INLINE_BYTES = 512
@@ -28,8 +28,17 @@ DELTA_SNAPSHOT_EXT = 7
 """The msgpack extension of a DeltaChannel snapshot: ``EXT_DELTA_SNAPSHOT``, checkpoint 4.3.2."""
 
 _map = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
-_versions = msgspec.msgpack.Decoder(dict[str, str | int])
-_versions_seen = msgspec.msgpack.Decoder(dict[str, dict[str, str | int]])
+_NoItems = Annotated[list[str], msgspec.Meta(max_length=0)]
+# The fields of a checkpoint as LangGraph writes them. What has these types, msgspec spells canonically.
+_usual: dict[str, msgspec.msgpack.Decoder[Any]] = {
+    "v": msgspec.msgpack.Decoder(int),
+    "id": msgspec.msgpack.Decoder(str),
+    "ts": msgspec.msgpack.Decoder(str),
+    "channel_versions": msgspec.msgpack.Decoder(dict[str, str | int]),
+    "versions_seen": msgspec.msgpack.Decoder(dict[str, dict[str, str | int]]),
+    "updated_channels": msgspec.msgpack.Decoder(list[str] | None),
+    "pending_sends": msgspec.msgpack.Decoder(_NoItems),
+}
 
 
 class NotCanonicalError(ValueError):
@@ -122,52 +131,29 @@ def split_map(data: bytes) -> dict[str, msgspec.Raw]:
         raise NotCanonicalError(_reason(error)) from None
 
 
-def plain(key: str, raw: bytes | msgspec.Raw) -> Any:
-    """One field of a checkpoint, other than ``channel_values``, as plain values; checked strictly."""
-    try:
-        if key == "channel_versions":
-            return _versions.decode(raw)
-        if key == "versions_seen":
-            return _versions_seen.decode(raw)
-    except msgspec.ValidationError:
-        pass  # unusual, such as float versions; the general form below decides
-    try:
-        return msgspec.msgpack.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise NotCanonicalError(_reason(error)) from None
+def body_fields(fields: Mapping[str, msgspec.Raw]) -> tuple[dict[str, Any], bytes]:
+    """A checkpoint's fields, other than ``channel_values``, as plain values and as canonical JSON.
 
-
-def body_bytes(fields: Mapping[str, Any]) -> bytes:
-    """Canonical JSON of a checkpoint's plain fields."""
-    if _only_known(fields):
-        return msgspec.json.encode(fields, order="deterministic")
-    return json_bytes(fields)
-
-
-def _only_known(fields: Mapping[str, Any]) -> bool:
-    """Whether all that msgspec would spell differently, or let pass, is out of the question."""
-    for key, value in fields.items():
-        match key:
-            case "v" if type(value) is int:
+    Raises:
+        NotCanonicalError: A field is damaged, or not JSON.
+    """
+    body: dict[str, Any] = {}
+    usual = True
+    for key, raw in fields.items():
+        try:
+            if (decoder := _usual.get(key)) is not None:
+                body[key] = decoder.decode(raw)
                 continue
-            case "id" | "ts" if type(value) is str:
-                continue
-            case "updated_channels" if value is None or (
-                type(value) is list and all(type(item) is str for item in value)
-            ):
-                continue
-            case "channel_versions" if _text_or_int(value):
-                continue
-            case "versions_seen" if type(value) is dict and all(_text_or_int(v) for v in value.values()):
-                continue
-        return False
-    return True
-
-
-def _text_or_int(versions: Any) -> bool:
-    return type(versions) is dict and all(
-        type(key) is str and type(version) in (str, int) for key, version in versions.items()
-    )
+        except msgspec.ValidationError:
+            pass  # such as versions that are floats
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise NotCanonicalError(_reason(error)) from None
+        usual = False
+        try:
+            body[key] = msgspec.msgpack.decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise NotCanonicalError(_reason(error)) from None
+    return body, msgspec.json.encode(body, order="deterministic") if usual else json_bytes(body)
 
 
 def msgpack_value(raw: bytes) -> tuple[str, bytes]:

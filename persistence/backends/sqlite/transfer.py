@@ -19,12 +19,11 @@ from urllib.parse import quote
 from persistence.errors import SourceError
 from persistence.transfer.canonical import (
     NotCanonicalError,
-    body_bytes,
+    body_fields,
     canonical_json,
     inline_json,
     is_delta,
     msgpack_value,
-    plain,
     split_map,
     version_text,
 )
@@ -203,7 +202,7 @@ class _ThreadReader:
         _require_type(type_, checkpoint, {"msgpack"}, "checkpoint")
         fields = split_map(checkpoint)
         channels = split_map(fields.pop("channel_values", b"\x80"))
-        body = {key: plain(key, raw) for key, raw in fields.items()}
+        body, body_json = body_fields(fields)
         named = body.get("channel_versions", {})
         if not isinstance(named, dict):
             raise NotCanonicalError("channel_versions is not a map")
@@ -218,7 +217,7 @@ class _ThreadReader:
             ns,
             checkpoint_id,
             parent_id,
-            body_bytes(body),
+            body_json,
             _metadata(metadata),
             versions,
             tuple(refs),
