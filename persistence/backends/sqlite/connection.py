@@ -18,6 +18,7 @@ from persistence.settings import Settings
 # The in-memory file system whose databases several connections of one process share.
 _MEMDB_SINCE = (3, 36, 0)
 _LOCKED_RETRY = 0.01
+_SMALLEST_PAGE = 512
 
 
 class SqliteDatabase:
@@ -129,6 +130,10 @@ class SqliteDatabase:
         try:
             if path.is_dir():
                 raise ConnectError(f"not a file but a folder: {path} ({self.name})", transient=False)
+            if path.exists() and 0 < path.stat().st_size < _SMALLEST_PAGE:
+                # SQLite takes it for empty and would write over it. Only its size may be looked at:
+                # closing a file that SQLite has open, too, gives up SQLite's locks.
+                raise ConnectError(f"not a SQLite database: {path}", transient=False)
             if not path.exists() and not path.absolute().parent.is_dir():
                 raise ConnectError(
                     f"the folder does not exist: {path.absolute().parent} ({self.name})",
