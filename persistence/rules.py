@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
+import ormsgpack
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     WRITES_IDX_MAP,
@@ -21,6 +22,7 @@ from langgraph.checkpoint.base import (
     writes_sort_key,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS
 
 from persistence.errors import InvalidInputError
@@ -212,6 +214,7 @@ def put_of(
     given = {_channel(c, parent): value for c, value in (checkpoint.get("channel_values") or {}).items()}
     body = clean_json({k: v for k, v in checkpoint.items() if k != "channel_values"}, "checkpoint")
     body["id"] = id_
+    _check_packable(body)
     new = {str(channel): version for channel, version in (new_versions or {}).items()}
     versions: dict[str, str] = {}
     own: set[str] = set()
@@ -259,6 +262,13 @@ def dumps(serde: SerializerProtocol, value: Any) -> Typed:
     """Serialise one value; the bytes are detached from it."""
     type_, blob = serde.dumps_typed(value)
     return type_, bytes(blob)
+
+
+def writes_plain_msgpack(serde: SerializerProtocol) -> TypeGuard[JsonPlusSerializer]:
+    """Whether it stores values as LangGraph's own serializer does, neither transformed nor encrypted."""
+    return isinstance(serde, JsonPlusSerializer) and (
+        type(serde).dumps_typed is JsonPlusSerializer.dumps_typed
+    )
 
 
 def pending_writes(
@@ -333,6 +343,13 @@ def _channel(name: Any, key: Key) -> str:
     channel = text_id(name, "the name of a channel")
     _check_size("thread_id, checkpoint_ns and the channel", key.thread, key.ns, channel)
     return channel
+
+
+def _check_packable(body: dict[str, Any]) -> None:
+    try:
+        ormsgpack.packb(body)  # as one backend stores it
+    except TypeError as error:
+        raise InvalidInputError(f"the checkpoint cannot be stored: {error}") from error
 
 
 def _check_size(what: str, *texts: str) -> None:

@@ -21,9 +21,8 @@ def _here(alias: str) -> str:
 _OWN = f"""
 own AS (
     SELECT * FROM unnest(
-        %(own_channels)s::text[], %(own_versions)s::text[], %(own_types)s::text[],
-        %(own_blobs)b::bytea[], %(own_stored)s::bool[]
-    ) AS o(channel, version, type, blob, stored)
+        %(own_channels)s::text[], %(own_versions)s::text[], %(own_types)s::text[], %(own_blobs)b::bytea[]
+    ) AS o(channel, version, type, blob)
 ),
 clash AS (
     SELECT own.channel, jsonb_build_object('__persistence__', CASE
@@ -72,7 +71,7 @@ kept AS MATERIALIZED (
 )"""
 
 _ROWS_OF = {
-    "own": "SELECT channel, version, type, blob FROM own WHERE stored",
+    "own": "SELECT channel, version, type, blob FROM own WHERE type IS NOT NULL",
     "kept": "SELECT channel, version, type, blob FROM kept WHERE stored",
 }
 

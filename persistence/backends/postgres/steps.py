@@ -17,9 +17,7 @@ from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 from persistence import rules
 from persistence.backends.postgres import sql
 from persistence.backends.postgres.values import (
-    TRUE,
     is_inline,
-    keeps_inline,
     load_values,
     marker,
 )
@@ -41,7 +39,7 @@ _CHAIN_PAGE = 256
 def put(put: rules.Put, serde: SerializerProtocol) -> tuple[str, dict[str, Any]]:
     """The statement that stores a checkpoint; serialises its values now."""
     held: dict[str, Any] = {}
-    own: list[tuple[str, str, str | None, bytes, bool]] = []
+    own: list[tuple[str, str, str | None, bytes]] = []
     kept: list[tuple[str, str, str | None, str | None, bytes]] = []
     for channel, value in put.given.items():
         inline, typed = _split(value, serde)
@@ -52,13 +50,11 @@ def put(put: rules.Put, serde: SerializerProtocol) -> tuple[str, dict[str, Any]]
             if inline:
                 held[channel] = inline[0]
             if typed:
-                own.append((channel, version, *typed, True))
-            elif value is True:  # beside a blob it would stand for the blob
-                own.append((channel, version, *TRUE, False))
+                own.append((channel, version, *typed))
         else:
             text = json_text(inline[0]) if inline else None
             kept.append((channel, version, text, *(typed or (None, b""))))
-    own += [(c, put.versions[c], None, b"", False) for c in put.own if c not in put.given]
+    own += [(c, put.versions[c], None, b"") for c in put.own if c not in put.given]
     kept += [(c, put.versions[c], None, None, b"") for c in put.kept if c not in put.given]
     params = {
         "thread": put.thread,
@@ -69,7 +65,7 @@ def put(put: rules.Put, serde: SerializerProtocol) -> tuple[str, dict[str, Any]]
         "metadata": json_text(put.metadata),
         "values": json_text(held),
         "has_values": put.has_values,
-        **_columns("own", ("channels", "versions", "types", "blobs", "stored"), own),
+        **_columns("own", ("channels", "versions", "types", "blobs"), own),
         **_columns("kept", ("channels", "versions", "inline", "types", "blobs"), kept),
     }
     return sql.put(own=bool(own), kept=bool(kept)), params
@@ -248,7 +244,7 @@ def _split(value: Any, serde: SerializerProtocol) -> tuple[tuple[Any] | None, Ty
     """What of a value goes into the row, and what into the blob table; a delta snapshot goes to both."""
     if isinstance(value, _DeltaSnapshot):
         return (True,), rules.dumps(serde, value)
-    if keeps_inline(serde) and is_inline(value):
+    if rules.writes_plain_msgpack(serde) and is_inline(value):
         return (value,), None
     return None, rules.dumps(serde, value)
 

@@ -17,26 +17,22 @@ from typing import Any
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from persistence.rules import Typed
 
 MARKER = "__persistence__"
-TRUE: Typed = ("msgpack", b"\xc3")
 _MAX_INLINE_TEXT = 1000
 _MIN_INT, _MAX_INT = -(2**63), 2**64  # what msgpack can hold: the same is refused everywhere
 _EMPTY = "empty"  # the official savers' type of a blob that holds nothing
 
 
-def keeps_inline(serde: SerializerProtocol) -> bool:
-    """Whether values may be kept as JSON at all: not where the serializer transforms or encrypts."""
-    return isinstance(serde, JsonPlusSerializer)
-
-
 def is_inline(value: Any) -> bool:
-    """Whether JSONB gives this value back equal and of the same type."""
+    """Whether JSONB gives this value back equal and of the same type.
+
+    ``True`` is not kept inline: beside a blob it stands for the blob.
+    """
     kind = type(value)
-    if value is None or kind is bool:
+    if value is None or value is False:
         return True
     if kind is int:
         return _MIN_INT <= value < _MAX_INT

@@ -17,7 +17,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG, JsonPlusSerializer
 
-from persistence.rules import Typed
+from persistence.rules import Typed, dumps, writes_plain_msgpack
 
 _NIL = b"\xc0"
 _RAW = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
@@ -32,8 +32,8 @@ class Codec(Protocol):
     def seal(self, body: Mapping[str, Any], values: Mapping[str, Any] | None) -> Typed:
         """A row from the checkpoint without values, and the values in the form that goes into a row."""
 
-    def given(self, value: Typed) -> Any:
-        """A serialised value in the form that goes into a row."""
+    def given(self, value: Any) -> Any:
+        """A value in the form that goes into a row; it is detached from the caller's object."""
 
     def open(self, row: Typed) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         """The keys ``v`` and ``channel_versions`` of a row, and its values in the form that goes into one."""
@@ -42,8 +42,9 @@ class Codec(Protocol):
 class _Spliced:
     """msgpack, and msgpack under a cipher: values are slices of bytes."""
 
-    def __init__(self, serde: SerializerProtocol, cipher: Any = None) -> None:
+    def __init__(self, serde: SerializerProtocol, plain: JsonPlusSerializer, cipher: Any = None) -> None:
         self._serde = serde
+        self._plain = plain
         self._cipher = cipher
 
     def seal(self, body: Mapping[str, Any], values: Mapping[str, Any] | None) -> Typed:
@@ -60,8 +61,8 @@ class _Spliced:
         name, sealed = self._cipher.encrypt(packed)
         return f"msgpack+{name}", sealed
 
-    def given(self, value: Typed) -> bytes:
-        type_, blob = value
+    def given(self, value: Any) -> bytes:
+        type_, blob = self._plain.dumps_typed(value)
         if type_ == "msgpack":
             return blob
         if type_ == "null":
@@ -69,7 +70,7 @@ class _Spliced:
         if type_ == "bytes":
             return _pack(blob)
         # The map would give a bytearray back as bytes; a constructor keeps the type.
-        return _pack(ormsgpack.Ext(EXT_CONSTRUCTOR_SINGLE_ARG, _pack(("builtins", "bytearray", blob))))
+        return _pack(ormsgpack.Ext(EXT_CONSTRUCTOR_SINGLE_ARG, _pack(("builtins", "bytearray", bytes(blob)))))
 
     def open(self, row: Typed) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         type_, blob = row
@@ -98,8 +99,8 @@ class _Whole:
         type_, blob = self._serde.dumps_typed(checkpoint)
         return type_, bytes(blob)
 
-    def given(self, value: Typed) -> Any:
-        return self._serde.loads_typed(value)
+    def given(self, value: Any) -> Any:
+        return self._serde.loads_typed(dumps(self._serde, value))
 
     def open(self, row: Typed) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         body = dict(self._serde.loads_typed(row))
@@ -108,11 +109,12 @@ class _Whole:
 
 def codec_for(serde: SerializerProtocol) -> Codec:
     """The fastest way to handle a serializer's rows."""
-    inner = serde.serde if isinstance(serde, EncryptedSerializer) else serde
+    cipher = serde.cipher if isinstance(serde, EncryptedSerializer) else None
+    plain = serde.serde if isinstance(serde, EncryptedSerializer) else serde
     # Only what is known to be msgpack can be taken apart; a pickle fallback is not.
-    if not isinstance(inner, JsonPlusSerializer) or inner.pickle_fallback:
-        return _Whole(serde)
-    return _Spliced(serde, serde.cipher if isinstance(serde, EncryptedSerializer) else None)
+    if writes_plain_msgpack(plain) and not plain.pickle_fallback:
+        return _Spliced(serde, plain, cipher)
+    return _Whole(serde)
 
 
 def load_metadata(text: bytes | str | None) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Engine:
         # Guards the promise that what was accepted before the close is carried out.
         self._accepting = threading.Lock()
         self._closed = False
+        self._drained = threading.Event()
         self._readers = None if database.path is None else _Readers(database)
         self._writer = threading.Thread(target=self._write, name="persistence-sqlite-writer", daemon=True)
         self._writer.start()
@@ -96,9 +97,11 @@ class Engine:
                 self._closed = True
                 self._jobs.put(None)
         deadline = time.monotonic() + timeout
-        self._writer.join(timeout)
         if self._readers is not None:
-            self._readers.close(max(0.0, deadline - time.monotonic()))
+            # The writer goes last: only a connection that may write empties the log into the file.
+            self._readers.close(timeout)
+        self._drained.set()
+        self._writer.join(max(0.0, deadline - time.monotonic()))
 
     def _write(self) -> None:
         conn: sqlite3.Connection | None = None
@@ -120,6 +123,7 @@ class Engine:
                 for job in batch:
                     job.settle()
         if conn is not None:
+            self._drained.wait()
             conn.close()
 
     def _next_batch(self) -> list[_Job] | None:

@@ -210,7 +210,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         self._engine.check_open()
         put = rules.put_of(config, checkpoint, metadata, new_versions)
         codec = codec_for(self.serde)
-        given = {channel: codec.given(rules.dumps(self.serde, value)) for channel, value in put.given.items()}
+        given = {channel: codec.given(value) for channel, value in put.given.items()}
         return put.config, lambda conn: sql.put(conn, put, given, codec)
 
     def _put_writes(
