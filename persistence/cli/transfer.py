@@ -102,7 +102,7 @@ def _summary(done: str, report: Report) -> int:
     totals = report.totals
     sides = [("source", report.source), ("target", report.target)]
     pairs: list[tuple[str, object]] = [
-        *(sides if report.source != report.target else [("archive", report.source)]),
+        *(sides if report.source != report.target else [("checked", report.source)]),
         ("threads", f"{totals.threads:,}"),
         ("checkpoints", f"{totals.checkpoints:,}"),
         ("pending writes", f"{totals.writes:,}"),
