@@ -83,7 +83,7 @@ class AsyncBackend(Protocol):
     async def ping(self) -> ServerInfo:
         """As :meth:`Backend.ping`."""
 
-    async def close(self, timeout: float) -> None:
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - a bound on waiting, not a cancellation
         """As :meth:`Backend.close`."""
 
 
