@@ -80,13 +80,19 @@ class Settings(BaseSettings):
     )
 
     dsn: SecretStr | None = Field(
-        None, description="The database to open, see [DSNs](dsn.md). Not set: memory, and nothing is kept."
+        None,
+        examples=["sqlite:///chat.db"],
+        description="The database to open, see [DSNs](dsn.md). Not set: memory, and nothing is kept.",
     )
     dsn_file: Path | None = Field(
-        None, description="A file that holds the DSN, for container secrets. Instead of `PERSISTENCE_DSN`."
+        None,
+        examples=["/run/secrets/persistence_dsn"],
+        description="A file that holds the DSN, for container secrets. Instead of `PERSISTENCE_DSN`.",
     )
     env: str | None = Field(
-        None, description="Name of the environment: `production` reads `.env.production` after `.env`."
+        None,
+        examples=["production"],
+        description="Name of the environment: `production` reads `.env.production` after `.env`.",
     )
     enable_checkpointing: bool = Field(
         True,
@@ -94,6 +100,7 @@ class Settings(BaseSettings):
     )
     use_postgres: bool | None = Field(
         None,
+        examples=["true"],
         description="`true`: a Postgres DSN is required. `false`: memory, even while a Postgres DSN is set. "
         "Not set: the DSN decides.",
     )
@@ -110,6 +117,7 @@ class Settings(BaseSettings):
     )
     db_schema: str | None = Field(
         None,
+        examples=["agents"],
         validation_alias="PERSISTENCE_SCHEMA",
         description="Postgres schema of all tables. Not set: the search path of the role decides.",
     )
@@ -149,15 +157,20 @@ class Settings(BaseSettings):
         False, description="Restore only known types from checkpoints, see [Security](security.md)."
     )
     allowed_msgpack: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Types of yours to restore under strict msgpack: `module:Class`, separated by commas."
+        (),
+        examples=["myapp.models:Person,myapp.models:Order"],
+        description="Types of yours to restore under strict msgpack: `module:Class`, separated by commas.",
     )
     encryption_key: SecretStr | None = Field(
         None,
+        examples=["base64:<openssl rand -base64 32>"],
         description="AES key that encrypts values: text of 16, 24 or 32 bytes, or `base64:` and the bytes. "
         "Needs the extra `encryption`.",
     )
     encryption_key_file: Path | None = Field(
-        None, description="A file that holds the key. Instead of `PERSISTENCE_ENCRYPTION_KEY`."
+        None,
+        examples=["/run/secrets/persistence_key"],
+        description="A file that holds the key. Instead of `PERSISTENCE_ENCRYPTION_KEY`.",
     )
     allow_plaintext: bool = Field(
         False, description="Read values that were stored without encryption although a key is set."

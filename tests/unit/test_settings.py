@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -270,3 +273,30 @@ def test_the_getter_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_encryption_keys(text: str) -> None:
     key = Settings(encryption_key=text).resolve_encryption_key()
     assert key == (bytes(range(32)) if text.startswith("base64:") else text.encode())
+
+
+EXAMPLE = (Path(__file__).parents[2] / ".env.example").read_text("utf-8")
+EXAMPLE_LINES = re.findall(r"^#(PERSISTENCE_\w+=.*)$", EXAMPLE, re.MULTILINE)
+
+
+def test_the_example_file_names_every_setting_once() -> None:
+    names = [line.partition("=")[0] for line in EXAMPLE_LINES]
+    assert names == [variable_name(field) for field in Settings.model_fields]
+
+
+@pytest.mark.parametrize("line", [line for line in EXAMPLE_LINES if "openssl" not in line])
+def test_every_line_of_the_example_file_works_without_its_comment_sign(line: str) -> None:
+    Path(".env").write_text(EXAMPLE.replace(f"#{line}", line))
+    assert Settings().model_fields_set
+
+
+def test_the_example_key_is_refused() -> None:
+    Path(".env").write_text(EXAMPLE.replace("#PERSISTENCE_ENCRYPTION_KEY=", "PERSISTENCE_ENCRYPTION_KEY="))
+    with pytest.raises(SettingsError, match="PERSISTENCE_ENCRYPTION_KEY is not an AES key"):
+        Settings()
+
+
+def test_the_generated_documents_are_current() -> None:
+    tool = Path(__file__).parents[2] / "tools" / "settings_table.py"
+    done = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
