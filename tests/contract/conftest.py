@@ -53,7 +53,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test in every column; one that asks for ``durable`` where something is left to look at."""
     if "column" in metafunc.fixturenames:
         durable = "durable" in metafunc.fixturenames
-        columns = [column for column in COLUMNS if not durable or column[0] in DURABLE]
+        asynchronous = "asynchronous" in metafunc.fixturenames
+        columns = [
+            column
+            for column in COLUMNS
+            if (not durable or column[0] in DURABLE) and (not asynchronous or column[1] == "async")
+        ]
         metafunc.parametrize("column", columns, ids=["-".join(column) for column in columns])
 
 
@@ -166,6 +171,12 @@ def opened(target: Target, loop_thread: LoopThread) -> Iterator[Opener]:
 def saver(opened: Opener) -> Subject:
     """The saver under test, on an empty database."""
     return opened()
+
+
+@pytest.fixture
+def asynchronous(saver: Subject) -> Subject:
+    """A saver for what drives savers by their asynchronous methods only."""
+    return saver
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def is_inline(value: Any) -> bool:
     if value is None or value is False:
         return True
     if kind is int:
-        return _MIN_INT <= value < _MAX_INT
+        return bool(_MIN_INT <= value < _MAX_INT)
     if kind is float:
         text = repr(value)
         return math.isfinite(value) and "e" not in text and text != "-0.0"
