@@ -182,6 +182,12 @@ def symbolic_link(archive: Path) -> None:
     part.symlink_to(target)
 
 
+def flipped_bit(archive: Path) -> None:
+    data = bytearray(parts(archive)[0].read_bytes())
+    data[len(data) // 2] ^= 1
+    parts(archive)[0].write_bytes(data)
+
+
 def named_pipe(archive: Path) -> None:
     part = parts(archive)[0]
     part.unlink()
@@ -268,6 +274,7 @@ CASES = {
     missing_part: "lacks part-000002",
     extra_part: "part-000099.*does not list",
     swapped_parts: "part-000001.*(damaged|bytes it should have)",
+    flipped_bit: "its checksum does not match",
     truncated_part: "bytes it should have",
     longer_part: "bytes it should have",
     newer_version: "format version 2",

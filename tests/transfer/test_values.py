@@ -110,6 +110,27 @@ def test_versions_find_their_values(tmp_path: Path, postgres_dsn: str, version: 
     assert strict(theirs.checkpoint["channel_versions"]) == strict(mine.checkpoint["channel_versions"])
 
 
+EDGES = [
+    *(-0.0, 0.0, 1.0, 1e15, 1e16, 1e22, 5e-324, 1e-5, 0.1, float("inf"), 2**63, 2**64 - 1, -(2**63)),
+    *("", "\0", "\\u0000", "a\0b", "\ufffe\uffff\U0010ffff", "x" * 512, "x" * 513, "é" * 300),
+    *(True, False, None, b"", b"\0", [], {}, [None], {"": None}, {1: 2, None: 3}),
+]
+
+
+def test_edges(tmp_path: Path, postgres_dsn: str) -> None:
+    path = tmp_path / "a.db"
+    with make.database(path) as saver:
+        make.put(saver, "t", {f"channel {n}": value for n, value in enumerate(EDGES)})
+        config: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "other"}}
+        saver.put_writes(config, [(f"channel {n}", value) for n, value in enumerate(EDGES)], "task")
+    transfer.migrate(path, postgres_dsn)
+    (mine,), (theirs,) = sqlite_tuples(path), postgres_tuples(postgres_dsn)
+    assert strict(theirs.checkpoint["channel_values"]) == strict(mine.checkpoint["channel_values"])
+    assert [strict(theirs.checkpoint["channel_values"][f"channel {n}"]) for n in range(len(EDGES))] == [
+        strict(value) for value in EDGES
+    ]
+
+
 def test_a_value_is_stored_once_per_version(tmp_path: Path, postgres_dsn: str) -> None:
     path = tmp_path / "a.db"
     with make.database(path) as saver:
