@@ -151,12 +151,13 @@ def test_dsn_from_a_variable(run: Run, chat: Path, postgres_dsn: str) -> None:
     assert document(run, "verify", "env:OLD", "env:NEW", env=env)["differences"] == []
 
 
-def test_terminal_codes_in_ids_are_not_printed(run: Run, chat: Path, postgres_dsn: str) -> None:
-    with sqlite3.connect(chat) as conn:
-        conn.execute("UPDATE checkpoints SET thread_id = 'al\x1b[31mice' WHERE thread_id = 'alice'")
-        conn.execute("UPDATE writes SET thread_id = 'al\x1b[31mice' WHERE thread_id = 'alice'")
-    conn.close()
-    document(run, "setup", "--dsn", postgres_dsn)
-    result = run("verify", CHAT, postgres_dsn)
-    assert result.returncode == 7
-    assert "\x1b" not in result.stdout
+def test_terminal_codes_in_names_are_not_printed(run: Run, chat: Path, tmp_path: Path) -> None:
+    chat.rename(tmp_path / "ch\x1b[31mat.db")
+    dsn = "sqlite:///ch\x1b[31mat.db"
+    shown = run("status", "--dsn", dsn)
+    refused = run("setup", "--dsn", "sqlite:///no\x1b[31mfolder/chat.db")
+    (tmp_path / "ar\x1b[31mchive").mkdir()
+    no_archive = run("verify", "ar\x1b[31mchive")
+    for result in (shown, refused, no_archive):
+        assert "31m" in result.stdout + result.stderr
+        assert "\x1b" not in result.stdout + result.stderr
