@@ -14,7 +14,7 @@ import pytest
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from persistence import transfer
-from persistence.errors import ConflictError, TransferError
+from persistence.errors import ConflictError, ConnectError, TransferError
 from persistence.registry import provider_for
 from tests.transfer import graphs, make
 from tests.transfer.conftest import rows
@@ -168,6 +168,26 @@ def test_second_is_refused_while_the_first_runs(
         with pytest.raises(ConflictError, match="under way"):
             transfer.migrate(source, postgres_dsn)
         assert transfer.migrate(source, f"{postgres_dsn}&schema=other").verified
+    assert transfer.migrate(source, postgres_dsn).verified
+
+
+def test_connection_lost_on_the_way(source: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
+    lost = False
+
+    def lose(phase: transfer.Phase, done: int, total: int, unit_bytes: int) -> None:
+        nonlocal lost
+        if phase == "write" and not lost:
+            lost = True
+            with psycopg.connect(postgres_dsn) as conn:
+                conn.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+
+    with pytest.raises(ConnectError) as raised:
+        transfer.migrate(source, postgres_dsn, progress=lose)
+    assert "\n" not in str(raised.value)
     assert transfer.migrate(source, postgres_dsn).verified
 
 

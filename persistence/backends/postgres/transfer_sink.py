@@ -60,6 +60,7 @@ class PostgresSink:
 
     def __enter__(self) -> PostgresSink:
         with ExitStack() as stack:
+            stack.enter_context(self.errors())
             self._conn = stack.enter_context(self._connect())
             encoding = self._conn.info.parameter_status("server_encoding")
             if encoding != "UTF8":
@@ -91,7 +92,7 @@ class PostgresSink:
         key = hashlib.sha256(f"persistence-transfer {self._provider.settings.db_schema or ''}".encode())
         number = int.from_bytes(key.digest()[:8], signed=True)
         deadline = time.monotonic() + _LOCK_WAIT
-        with self._connect() as conn, conn.transaction():
+        with self.errors(), self._connect() as conn, conn.transaction():
             cursor = ClientCursor(conn, row_factory=tuple_row)
             cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
             while not cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [number]).fetchall()[0][0]:

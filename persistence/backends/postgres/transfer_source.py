@@ -65,7 +65,7 @@ class PostgresSource:
         self._provider = provider
 
     def __enter__(self) -> PostgresSource:
-        with ExitStack() as stack:
+        with ExitStack() as stack, self._errors():
             self._conn: Connection[Any] = stack.enter_context(
                 connect(self._provider.dsn, self._provider.settings)
             )
