@@ -18,6 +18,8 @@ import persistence
 from persistence.settings import Settings
 
 T = TypeVar("T")
+Tuples = list[CheckpointTuple]
+Ids = list[str]
 
 
 class LoopThread:
@@ -115,25 +117,30 @@ class Subject:
         versions = versions if versions is not None else {c: f"{id_}.{c}" for c in values or {}}
         checkpoint = bare(id_, values or {}, versions) | more
         config = at(thread, parent, ns)
-        return self.call("put", config, checkpoint, metadata or {}, dict(versions if new is None else new))
+        stored: RunnableConfig = self.call(
+            "put", config, checkpoint, metadata or {}, dict(versions if new is None else new)
+        )
+        return stored
 
     def get(self, thread: Any, id_: str | None = None, ns: str | None = "") -> CheckpointTuple | None:
-        return self.call("get_tuple", at(thread, id_, ns))
+        found: CheckpointTuple | None = self.call("get_tuple", at(thread, id_, ns))
+        return found
 
     def values(self, thread: Any, id_: str | None = None, ns: str = "") -> dict[str, Any]:
         found = self.get(thread, id_, ns)
         assert found is not None
         return found.checkpoint["channel_values"]
 
-    def writes(self, thread: Any, id_: str | None = None, ns: str = "") -> list[Any]:
+    def writes(self, thread: Any, id_: str | None = None, ns: str = "") -> Any:
         found = self.get(thread, id_, ns)
         assert found is not None
         return found.pending_writes or []
 
-    def list(self, config: Any = None, **kwargs: Any) -> list[CheckpointTuple]:
-        return self.call("list", config, **kwargs)
+    def list(self, config: Any = None, **kwargs: Any) -> Tuples:
+        found: Tuples = self.call("list", config, **kwargs)
+        return found
 
-    def ids(self, config: Any = None, **kwargs: Any) -> list[str]:
+    def ids(self, config: Any = None, **kwargs: Any) -> Ids:
         return [found.config["configurable"]["checkpoint_id"] for found in self.list(config, **kwargs)]
 
     def put_writes(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from langgraph.checkpoint.conformance.capabilities import ALL_CAPABILITIES, Dete
 
 from tests.contract.subject import Subject
 
-Spec = Callable[[Any], Awaitable[None]]
+Spec = Callable[[Any], Coroutine[Any, Any, None]]
 
 
 def specs() -> dict[str, Spec]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langchain_core.runnables import RunnableLambda
 from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
@@ -45,7 +46,7 @@ def _ask(state: Chat) -> Chat:
     return {"answer": f"{first}, {second}"}
 
 
-def _look(item: dict[str, str]) -> Chat:
+def _look(item: Any) -> Chat:
     return {"found": [item["name"]]}
 
 
@@ -60,7 +61,12 @@ def _inner(state: Chat) -> Chat:
 def chat_graph(saver: Any) -> Any:
     inner = StateGraph(Chat).add_node("inner", _inner).add_node("check", _ask)
     inner = inner.add_edge(START, "inner").add_edge("inner", "check")
-    outer = StateGraph(Chat).add_node("plan", _plan).add_node("look", _look).add_node("sub", inner.compile())
+    outer = (
+        StateGraph(Chat)
+        .add_node("plan", _plan)
+        .add_node("look", RunnableLambda(_look))
+        .add_node("sub", inner.compile())
+    )
     outer = outer.add_edge(START, "plan").add_conditional_edges("plan", _fan_out, ["look"])
     return outer.add_edge("look", "sub").add_edge("sub", END).compile(checkpointer=saver)
 
@@ -197,7 +203,7 @@ def test_pruned_thread_goes_on_as_if_nothing_had_happened(saver: Subject, name: 
     saver.call("prune", [name])
     after = _shape(driver.state(config))
     assert _plain(after) == _plain(before)
-    value = Command(resume="go on") if name == "chat" else {"log": ["more"]}
+    value: Any = Command(resume="go on") if name == "chat" else {"log": ["more"]}
     copy: Any = {"configurable": {"thread_id": "copy"}}
     assert _plain(driver.invoke(value, config)) == _plain(driver.invoke(value, copy))
 

@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.serde.types import INTERRUPT, TASKS, _DeltaSnapshot
 
+import persistence
 from persistence.errors import (
     ClosedError,
     ConflictError,
@@ -21,10 +23,11 @@ from persistence.errors import (
     UnsupportedError,
     WrongLoopError,
 )
+from persistence.settings import Settings
 from tests.contract.conftest import Opener
 from tests.contract.subject import Subject, Target, at, bare
 
-METHODS = {
+METHODS: dict[str, tuple[Any, ...]] = {
     "put": (at("t"), bare("9", {}), {}, {}),
     "put_writes": (at("t", "1"), [("x", 1)], "task"),
     "get_tuple": (at("t"),),
@@ -274,6 +277,28 @@ def test_use_from_another_loop_does_not_hang(saver: Subject) -> None:
     asyncio.run(asyncio.wait_for(work(), 20))
 
 
+@pytest.mark.clause("F3")
+def test_saver_outlives_its_loop_without_hanging(target: Target) -> None:
+    async def open_() -> Any:
+        return await persistence.aopen(target.dsn, settings=Settings(close_timeout=1))
+
+    loop = asyncio.new_event_loop()
+    handle = loop.run_until_complete(open_())
+    saver = handle.checkpointer
+    calls: list[Callable[[], Any]] = [
+        lambda: saver.get_tuple(at("t")),
+        lambda: asyncio.run(saver.aget_tuple(at("t"))),
+    ]
+    for call in calls:
+        try:
+            assert call() is None
+        except WrongLoopError as error:
+            assert "does not run" in str(error)
+    loop.run_until_complete(handle.close())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+
+
 @pytest.mark.clause("F4")
 def test_after_the_close_every_method_says_so(opened: Opener) -> None:
     saver = opened()
@@ -398,7 +423,8 @@ def test_checkpoint_with_keys_left_out_is_read_back(saver: Subject, checkpoint: 
 
 @pytest.mark.clause("F8")
 def test_call_that_names_no_thread_is_refused(saver: Subject) -> None:
-    for config in ({}, {"configurable": {}}, {"configurable": {"thread_id": None}}):
+    configs: list[Any] = [{}, {"configurable": {}}, {"configurable": {"thread_id": None}}]
+    for config in configs:
         with pytest.raises(InvalidInputError):
             saver.call("put", config, bare("1", {}), {}, {})
         with pytest.raises(InvalidInputError):

@@ -135,7 +135,8 @@ def test_limit(saver: Subject) -> None:
 def test_before_without_an_id_bounds_nothing(saver: Subject) -> None:
     saver.put("t", "1", {})
     saver.put("u", "2", {}, ns="n")
-    for config in (None, {}):
+    nothing: tuple[Any, ...] = (None, {})
+    for config in nothing:
         for before in (None, {}, at("t"), {"configurable": {"checkpoint_id": None}}):
             assert saver.ids(config, before=before) == ["2", "1"]
     assert saver.ids(at("t"), before=at("t", "1")) == []
@@ -175,7 +176,7 @@ def test_any_method_may_be_called_inside_the_loop(opened: Any) -> None:
             async for found in saver.saver.alist(at("t")):
                 id_ = found.config["configurable"]["checkpoint_id"]
                 seen.append(id_)
-                await saver.saver.aput(at("t"), found.checkpoint | {"id": f"{id_}-new"}, {}, {})  # type: ignore[operator]
+                await saver.saver.aput(at("t"), found.checkpoint | {"id": f"{id_}-new"}, {}, {})
                 await saver.saver.aput_writes(at("t", id_), [("x", 1)], "task")
                 assert await saver.saver.aget_tuple(at("t", id_)) is not None
                 assert len([f async for f in saver.saver.alist(at("t"), limit=1)]) == 1
