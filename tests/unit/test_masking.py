@@ -169,6 +169,21 @@ def test_a_drivers_message_loses_every_spelling(place: str, odd: str) -> None:
         assert MARK not in mask_secrets(f"could not use {spelling}, sorry", dsn)
 
 
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        r"p/w@'\ü+ z",
+        "p%2Fw%40%27%5C%C3%BC%2B%20z",
+        "p%2fw%40%27%5c%c3%bc%2b%20z",
+        r"p/w@\'\\ü+ z",
+        r"p/w@'\\ü+ z",
+    ],
+)
+def test_spellings_other_than_the_dsns_own(spelling: str) -> None:
+    dsn = Dsn.parse(r"host=h password='p/w@\'\\ü+ z'")
+    assert mask_secrets(f"near {spelling}, sorry", dsn) == "near ***, sorry"
+
+
 @pytest.mark.parametrize("password", ["a", "u1", "postgres", "db"])
 def test_a_short_or_public_password_does_not_mangle_the_message(password: str) -> None:
     dsn = Dsn.parse(f"postgresql://postgres:{password}@db/postgres")
