@@ -231,9 +231,7 @@ def _postgres_parts(text: str, rest: str) -> tuple[str, list[str]]:
 def _check_port(text: str, host: str) -> None:
     address = re.fullmatch(r"(?:\[[^\[\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?", host)
     if address is None:
-        raise DsnError(
-            f"the DSN has a host whose '[' is not closed: {mask_dsn(text)}", hint="write [::1]"
-        )
+        raise DsnError(f"the DSN has a host whose '[' is not closed: {mask_dsn(text)}", hint="write [::1]")
     port = address["port"]
     if port and "%" not in port and not (re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65535):
         raise DsnError(
