@@ -6,8 +6,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import Checkpoint, empty_checkpoint
 from langgraph.checkpoint.postgres import PostgresSaver
 
+import persistence
 from persistence import transfer
 from persistence.errors import VerificationError
 from tests.transfer import graphs, make
@@ -163,3 +166,26 @@ def test_key_order_and_spelling_of_json_are_no_difference(tmp_path: Path) -> Non
     assert transfer.verify(one, other).equal
     make.execute(other, """UPDATE checkpoints SET metadata = '{"c":"é","b":[0.5,0],"a":1e22}'""")
     assert "the metadata differs in" in str(transfer.verify(one, other).differences[0])
+
+
+def test_a_state_changed_in_place_reads_the_same_from_both_of_our_savers(
+    tmp_path: Path, postgres_dsn: str
+) -> None:
+    """Our Postgres saver keeps both values of one version; a source must see them as SQLite's does."""
+    sides = [f"sqlite:///{tmp_path / 'chat.db'}", postgres_dsn]
+    first: Checkpoint = {
+        **empty_checkpoint(),
+        "id": "1",
+        "channel_values": {"items": [1]},
+        "channel_versions": {"items": "1"},
+    }
+    second: Checkpoint = {**first, "id": "2", "channel_values": {"items": [1, 2]}}
+    without: Checkpoint = {**first, "id": "3", "channel_values": {}}
+    for side in sides:
+        with persistence.open(side) as db:
+            assert db.checkpointer is not None
+            config: RunnableConfig = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+            for checkpoint in (first, second, without):
+                config = db.checkpointer.put(config, checkpoint, {}, {"items": "1"})
+    verdict = transfer.verify(*sides)
+    assert verdict.equal, verdict

@@ -293,7 +293,9 @@ def _channel_values(refs: Sequence[ValueRef]) -> bytes:
     inline = []
     for ref in refs:
         if ref.data is not None:
-            inline.append(_json(ref.channel).encode() + b":" + (inline_json(ref.type, ref.data) or b"null"))
+            if (scalar := inline_json(ref.type, ref.data)) is None:  # the preflight refuses these
+                raise TransferError(f"channel {ref.channel!r} holds a value that JSONB cannot")
+            inline.append(_json(ref.channel).encode() + b":" + scalar)
         elif ref.delta:
             inline.append(_json(ref.channel).encode() + b":true")
     return b"{" + b",".join(inline) + b"}"

@@ -1,7 +1,8 @@
 """Postgres as the source of a transfer, and as the side that a verification asks for its hashes.
 
 Row formats: ``langgraph-checkpoint-postgres`` 3.2.0. Scalars stand in the checkpoint's JSONB, every other
-value in ``checkpoint_blobs`` under its channel's version; a blob wins over a scalar.
+value in ``checkpoint_blobs`` under its channel's version; a blob wins over a scalar, and a marker of
+our own savers (see ``persistence.backends.postgres.values``) over a blob.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from persistence.backends.postgres.connection import connect, translate
+from persistence.backends.postgres.values import is_marker, unmark
 from persistence.errors import SourceError
 from persistence.transfer.canonical import (
     NotCanonicalError,
@@ -191,15 +193,17 @@ def _checkpoint(row: tuple[Any, ...], blobs: Mapping[tuple[str, str], _Blob]) ->
     refs = []
     for channel in sorted(inline.keys() | versions.keys()):
         version = versions.get(channel)
+        if is_marker(held := inline.get(channel)):
+            if (marked := unmark(held)) is not None:
+                refs.append(_inside(channel, version, *marked))
+            continue
         blob = blobs.get((channel, version)) if version is not None else None
         # A snapshot belongs to the checkpoints that carry its marker. Later ones may still be at its
         # version without holding it, and SQLite says so by leaving the channel out.
         if blob is not None and not (blob.delta and channel not in inline):
             refs.append(ValueRef(channel, version, blob.type, blob.sha256, None, blob.size, blob.delta))
         elif channel in inline:
-            type_, data = json_value(inline[channel])
-            digest = hashlib.sha256(data).digest()
-            refs.append(ValueRef(channel, version, type_, digest, data, len(data), False))
+            refs.append(_inside(channel, version, *json_value(held)))
     return Checkpoint(
         thread,
         ns,
@@ -210,3 +214,9 @@ def _checkpoint(row: tuple[Any, ...], blobs: Mapping[tuple[str, str], _Blob]) ->
         versions,
         tuple(refs),
     )
+
+
+def _inside(channel: str, version: str | None, type_: str, data: bytes) -> ValueRef:
+    """A value that the checkpoint's row holds itself."""
+    delta = type_ == "msgpack" and is_delta(data[:6])
+    return ValueRef(channel, version, type_, hashlib.sha256(data).digest(), data, len(data), delta)

@@ -51,6 +51,19 @@ def marker(value: Typed | None) -> dict[str, Any]:
     return {MARKER: [value[0], base64.b64encode(value[1]).decode()]}
 
 
+def is_marker(value: Any) -> bool:
+    """Whether what a row holds in a channel is a marker."""
+    return isinstance(value, dict) and MARKER in value
+
+
+def unmark(value: Any) -> Typed | None:
+    """What a marker holds; ``None`` for the absence of a value."""
+    if value[MARKER] is None:
+        return None
+    type_, text = value[MARKER]
+    return type_, base64.b64decode(text)
+
+
 def load_values(
     row: Mapping[str, Any],
     channels: Sequence[str] | None,
@@ -83,12 +96,11 @@ def stored_values(
         if type_ != _EMPTY
     }
     for channel, value in row.items():
-        if isinstance(value, dict) and MARKER in value:
-            if value[MARKER] is None:
+        if is_marker(value):
+            if (marked := unmark(value)) is None:
                 stored.pop(channel, None)
             else:
-                type_, text = value[MARKER]
-                stored[channel] = (True, (type_, base64.b64decode(text)))
+                stored[channel] = (True, marked)
         elif value is not True or channel not in stored:
             stored[channel] = (False, value)
     return stored
