@@ -208,3 +208,19 @@ def test_a_folder_that_may_not_be_entered_says_so(shared: Path) -> None:
 
 def test_the_name_shows_no_secret() -> None:
     assert SqliteDatabase(Dsn.parse("sqlite:///x.db"), Settings()).name == "sqlite:///x.db"
+
+
+def test_a_session_that_only_read_leaves_one_file(tmp_path: Path) -> None:
+    """A copy of the file alone must be the whole database, as it is with the official saver."""
+    for _ in range(2):
+        with persistence.open(f"sqlite:///{tmp_path}/x.db") as db:
+            assert db.checkpointer is not None
+            db.ping()
+            db.checkpointer.get_tuple(thread("t"))
+        assert [entry.name for entry in tmp_path.iterdir()] == ["x.db"]
+
+
+def test_a_path_with_two_leading_slashes(tmp_path: Path) -> None:
+    with persistence.open(f"sqlite:////{tmp_path}/x.db"):
+        pass
+    assert (tmp_path / "x.db").exists()

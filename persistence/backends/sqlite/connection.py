@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 import uuid
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -66,12 +67,28 @@ class SqliteDatabase:
         return ServerInfo("SQLite", sqlite3.sqlite_version)
 
     def close(self) -> None:
-        """Undo one :meth:`hold`; after the last, a database in memory is gone with its connections."""
+        """Undo one :meth:`hold`. After the last, a database in memory is gone, and a file stands alone."""
         with self._lock:
             self._users = max(0, self._users - 1)
-            if self._users == 0 and self._anchor is not None:
+            if self._users > 0:
+                return
+            if self._anchor is not None:
                 self._anchor.close()
                 self._anchor = None
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Leave one file behind, not three.
+
+        The last connection to close empties the log into the file and removes it, unless it could
+        only read. Then this one is the last; if somebody else still has the file open, nothing happens.
+        """
+        if self.path is None or not Path(f"{self.path}-wal").exists():
+            return
+        with suppress(sqlite3.Error):  # locked by another process, which will do it
+            uri = f"file://{quote(str(self.path.absolute()))}?mode=rw"
+            with closing(sqlite3.connect(uri, uri=True, timeout=0)) as conn:
+                conn.execute("PRAGMA schema_version")
 
     def _connect_memory(self, readonly: bool) -> sqlite3.Connection:
         if sqlite3.sqlite_version_info < _MEMDB_SINCE:
@@ -91,7 +108,7 @@ class SqliteDatabase:
         mode = "ro" if readonly else "rwc"
         conn: sqlite3.Connection | None = None
         try:
-            conn = self._open(f"file:{quote(str(path.absolute()))}?mode={mode}")
+            conn = self._open(f"file://{quote(str(path.absolute()))}?mode={mode}")
             if readonly:
                 conn.execute("PRAGMA schema_version")  # reads the file, so that errors come here
             else:
