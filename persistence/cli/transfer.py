@@ -116,9 +116,10 @@ def _summary(done: str, report: Report) -> int:
 
 
 def _result(done: str, report: Report) -> str:
-    verified = ", verified by content" if report.verified else ""
     if report.already_done:
-        return f"nothing to do: {done} before{verified}"
+        verified = " and verified" if report.verified else ", not verified"
+        return f"nothing to do: {done}{verified} before; `persistence verify` compares again"
+    verified = ", verified by content" if report.verified else ""
     resumed = (
         f", {report.batches_skipped} batches were there from an interrupted run"
         if report.batches_skipped

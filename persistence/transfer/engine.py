@@ -235,11 +235,9 @@ def metered(records: Iterable[Record], meter: Meter) -> Iterator[Record]:
 def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spool) -> Run:
     """The run to continue, or a new one; a run that was undone by hand does not count."""
     runs = [run for run in ledger.runs() if run.target_identity == sink.identity]
-    for run in runs:
-        if run.source_fingerprint != found.fingerprint:
-            continue
-        if run.state != "finished" or spool.count == 0 or _first_existing(sink, spool) is not None:
-            return run
+    same = next((run for run in runs if run.source_fingerprint == found.fingerprint), None)
+    if same is not None and not _is_undone(same, sink, ledger, spool):
+        return same
     if (existing := _first_existing(sink, spool)) is not None:
         unfinished = [run for run in runs if run.state == "running"]
         hint = "migrate into an empty database or schema, or delete the threads from the target"
@@ -259,6 +257,30 @@ def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spo
     )
     ledger.begin(run)
     return run
+
+
+def _is_undone(run: Run, sink: Sink, ledger: Ledger, spool: Spool) -> bool:
+    """Whether the threads that a run brought have been deleted since.
+
+    Raises:
+        ConflictError: Some have, others have not.
+    """
+    if run.state == "running":
+        return bool(ledger.committed(run.run_id)) and _first_existing(sink, spool) is None
+    missing = 0
+    first = ""
+    for chunk in spool.chunks(_THREADS_AT_ONCE):
+        threads = [thread.thread_id for thread in chunk]
+        if gone := set(threads) - sink.existing(threads):
+            missing += len(gone)
+            first = first or min(gone)
+    if 0 < missing < spool.count:
+        raise ConflictError(
+            f"{sink.label} got these threads in run {run.run_id}, but {missing} of {spool.count} are no"
+            f" longer there, thread {first!r} for one",
+            hint="delete the others too, then all are moved again",
+        )
+    return missing > 0
 
 
 def _first_existing(sink: Sink, spool: Spool) -> str | None:

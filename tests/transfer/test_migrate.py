@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
 
 from persistence import transfer
-from persistence.errors import ArchiveError, ConflictError
+from persistence.errors import ArchiveError, ConflictError, VerificationError
 from tests.transfer import graphs
 from tests.transfer.conftest import postgres_tuples, rows, sqlite_tuples
 
@@ -152,6 +153,35 @@ def test_after_the_target_was_emptied(filled: Path, postgres_dsn: str) -> None:
     assert not second.already_done
     assert second.run_id != first.run_id
     assert rows(postgres_dsn) == before
+
+
+def test_after_some_threads_were_deleted_from_the_target(filled: Path, postgres_dsn: str) -> None:
+    transfer.migrate(filled, postgres_dsn)
+    gone = sorted(by_thread(postgres_tuples(postgres_dsn)))[0]
+    with PostgresSaver.from_conn_string(postgres_dsn) as saver:
+        saver.delete_thread(gone)
+    before = rows(postgres_dsn)
+    with pytest.raises(ConflictError, match=re.escape(f"longer there, thread {gone!r}")):
+        transfer.migrate(filled, postgres_dsn)
+    assert rows(postgres_dsn) == before
+
+
+def test_a_copy_that_failed_verification_can_be_deleted_and_repeated(
+    filled: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("persistence.transfer.api.verify_copy", killed)
+        transfer.migrate(filled, postgres_dsn)
+    with psycopg.connect(postgres_dsn) as conn:
+        conn.execute("UPDATE checkpoint_blobs SET blob = blob || 'x'")
+    with pytest.raises(VerificationError):
+        transfer.migrate(filled, postgres_dsn)
+    with psycopg.connect(postgres_dsn) as conn:
+        conn.execute("TRUNCATE checkpoints, checkpoint_blobs, checkpoint_writes")
+    assert transfer.migrate(filled, postgres_dsn).verified
 
 
 def test_a_source_that_has_grown_is_a_conflict(database: Path, postgres_dsn: str) -> None:
