@@ -19,6 +19,7 @@ import fcntl
 import logging
 import os
 import pwd
+import re
 import shlex
 import shutil
 import socket
@@ -60,6 +61,7 @@ _SYSTEM_USER = "pgserver"
 _LOCK_TIMEOUT = 90.0
 _START_TIMEOUT = 60  # recovery after a crash may take long
 _MAX_SOCKET_PATH = 100  # the systems allow 104 (macOS) and 108 (Linux)
+_REASON = re.compile(r"(?:FATAL|PANIC|error): +(.*)")
 _CONFIG = """
 # Written by langgraph-persistence: reachable through the socket in this folder only.
 listen_addresses = ''
@@ -499,10 +501,9 @@ def _program(folder: Path, account: _Account, command: list[str]) -> None:
         with log.open("rb") as output:
             output.seek(begin)
             lines = output.read().decode(errors="replace").splitlines()
-        reason = next(
-            (line for line in reversed(lines) if "FATAL" in line or "error" in line), "no reason given"
-        )
-        raise ConnectError(f"{command[0]} failed for {folder}: {reason.strip()}", hint=f"see {log}")
+        reasons = [found[1] for line in lines if (found := _REASON.search(line))]
+        reason = reasons[-1] if reasons else "no reason given"
+        raise ConnectError(f"{command[0]} failed for {folder}: {reason}", hint=f"see {log}")
 
 
 def _socket_of(folder: Path) -> tuple[str, str]:
