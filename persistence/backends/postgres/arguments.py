@@ -47,7 +47,7 @@ class PostgresArguments(BaseCheckpointSaver[str]):
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
-    ) -> tuple[RunnableConfig, Statement]:
+    ) -> tuple[RunnableConfig, Steps[None]]:
         self._check_open()
         put = rules.put_of(config, checkpoint, metadata, new_versions)
         return put.config, steps.put(put, self.serde)

@@ -60,8 +60,8 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint; one with the same id is replaced."""
-        config, statement = self._put(config, checkpoint, metadata, new_versions)
-        self._execute(statement)
+        config, operation = self._put(config, checkpoint, metadata, new_versions)
+        self._run(operation)
         return config
 
     def put_writes(
@@ -120,8 +120,8 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """As :meth:`put`."""
-        config, statement = self._put(config, checkpoint, metadata, new_versions)
-        await asyncio.to_thread(self._execute, statement)
+        config, operation = self._put(config, checkpoint, metadata, new_versions)
+        await asyncio.to_thread(self._run, operation)
         return config
 
     async def aput_writes(
@@ -251,8 +251,8 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint; one with the same id is replaced."""
-        config, statement = self._put(config, checkpoint, metadata, new_versions)
-        await self._here(lambda: self._execute(statement))
+        config, operation = self._put(config, checkpoint, metadata, new_versions)
+        await self._here(lambda: self._run(operation))
         return config
 
     async def aput_writes(
@@ -321,8 +321,8 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> RunnableConfig:
         """As :meth:`aput`, from another thread."""
         self._check_thread()
-        config, statement = self._put(config, checkpoint, metadata, new_versions)
-        self._wait(self._execute(statement))
+        config, operation = self._put(config, checkpoint, metadata, new_versions)
+        self._wait(self._run(operation))
         return config
 
     def put_writes(

@@ -16,59 +16,69 @@ def _here(alias: str) -> str:
     return f"{alias}.thread_id = %(thread)s AND {alias}.checkpoint_ns = %(ns)s"
 
 
+# For the planner: OFFSET 0 makes it look each row up by its key, once, and an array that comes from
+# a sub-select has the same estimate with and without its value. So the plan of a prepared statement
+# costs no more than one made anew, and is kept: to plan these takes longer than to run them.
+
 # Channels whose value comes with the call. Where the version already names another value in the
 # blob table, the row gets a marker that holds this one, and other checkpoints keep theirs.
 _OWN = f"""
 own AS (
     SELECT * FROM unnest(
-        %(own_channels)s::text[], %(own_versions)s::text[], %(own_types)s::text[], %(own_blobs)b::bytea[]
+        (SELECT %(own_channels)s::text[]), (SELECT %(own_versions)s::text[]),
+        (SELECT %(own_types)s::text[]), (SELECT %(own_blobs)b::bytea[])
     ) AS o(channel, version, type, blob)
 ),
 clash AS (
     SELECT own.channel, jsonb_build_object('__persistence__', CASE
         WHEN own.type IS NOT NULL THEN jsonb_build_array(own.type, encode(own.blob, 'base64'))
     END) AS value
-    FROM own JOIN checkpoint_blobs b
-        ON {_here("b")} AND b.channel = own.channel AND b.version = own.version
+    FROM own CROSS JOIN LATERAL (
+        SELECT b.type, b.blob FROM checkpoint_blobs b
+        WHERE {_here("b")} AND b.channel = own.channel AND b.version = own.version OFFSET 0
+    ) AS b
     WHERE b.type <> 'empty' AND (own.type IS NULL OR own.type <> b.type OR own.blob <> b.blob)
 )"""
 
-# Channels that keep what is stored for their version: in the parent's row, in the blob table, or
-# in the row of another checkpoint. Only where there is nothing the value of the call is taken.
+# Channels that keep what is stored for their version: in the parent's row or in the blob table.
+# Only where nothing is stored the value of the call is taken. Where the parent does not know the
+# version, which calls of LangGraph's own do not meet, all other checkpoints must be asked (_SEARCH).
 _KEPT = f"""
 parent AS MATERIALIZED (
     SELECT p.checkpoint -> 'channel_versions' AS versions, p.checkpoint -> 'channel_values' AS held
     FROM checkpoints p WHERE {_here("p")} AND p.checkpoint_id = %(parent)s
 ),
 kept AS MATERIALIZED (
-    SELECT k.channel, k.version, k.type, k.blob,
-        CASE WHEN s.found IS NOT NULL THEN s.found WHEN NOT h.has_blob THEN k.inline::jsonb END AS value,
-        s.found IS NULL AND NOT h.has_blob AND k.type IS NOT NULL AS stored
+    SELECT k.channel, k.version, k.type, k.blob, s.is_known,
+        CASE WHEN s.found IS NOT NULL THEN s.found WHEN NOT s.has_blob THEN k.inline::jsonb END AS value,
+        s.found IS NULL AND NOT s.has_blob AND k.type IS NOT NULL AS stored
     FROM unnest(
-        %(kept_channels)s::text[], %(kept_versions)s::text[], %(kept_inline)s::text[],
-        %(kept_types)s::text[], %(kept_blobs)b::bytea[]
+        (SELECT %(kept_channels)s::text[]), (SELECT %(kept_versions)s::text[]),
+        (SELECT %(kept_inline)s::text[]), (SELECT %(kept_types)s::text[]), (SELECT %(kept_blobs)b::bytea[])
     ) AS k(channel, version, inline, type, blob)
     LEFT JOIN parent ON true
     CROSS JOIN LATERAL (
-        SELECT EXISTS (
-            SELECT 1 FROM checkpoint_blobs b WHERE {_here("b")}
-            AND b.channel = k.channel AND b.version = k.version AND b.type <> 'empty'
-        ) AS has_blob
-    ) AS h
-    CROSS JOIN LATERAL (
-        SELECT CASE
-            WHEN parent.versions ->> k.channel = k.version THEN parent.held -> k.channel
-            WHEN NOT h.has_blob THEN (
+        SELECT b.has_blob,
+            COALESCE(parent.versions ->> k.channel = k.version, false) OR b.has_blob AS is_known,
+            CASE WHEN parent.versions ->> k.channel = k.version THEN parent.held -> k.channel {{}}
+            END AS found
+        FROM (
+            SELECT EXISTS (
+                SELECT 1 FROM checkpoint_blobs b WHERE {_here("b")}
+                AND b.channel = k.channel AND b.version = k.version AND b.type <> 'empty'
+            ) AS has_blob OFFSET 0
+        ) AS b OFFSET 0
+    ) AS s
+)"""
+_SEARCH = f"""WHEN NOT b.has_blob THEN (
                 SELECT (array_agg(
                     c.checkpoint -> 'channel_values' -> k.channel ORDER BY c.checkpoint_id COLLATE "C" DESC
                 ))[1]
                 FROM checkpoints c WHERE {_here("c")}
                 AND c.checkpoint -> 'channel_versions' ->> k.channel = k.version
                 AND c.checkpoint -> 'channel_values' ? k.channel
-            )
-        END AS found
-    ) AS s
-)"""
+            )"""
+_ALL_KNOWN = "NOT EXISTS (SELECT 1 FROM kept WHERE NOT is_known)"
 
 _ROWS_OF = {
     "own": "SELECT channel, version, type, blob FROM own WHERE type IS NOT NULL",
@@ -77,23 +87,33 @@ _ROWS_OF = {
 
 
 @lru_cache
-def put(*, own: bool, kept: bool) -> str:
-    """Store a checkpoint; the flags say which kinds of channels it has that need looking at."""
+def put(*, own: bool, kept: bool, search: bool = False) -> str:
+    """Store a checkpoint, and return a row if that was done.
+
+    Args:
+        own: There are channels with a new version to look at.
+        kept: There are channels that keep what is stored for their version. Where the parent does not
+            know one of these versions, nothing is done.
+        search: Look for such versions in all checkpoints of the namespace.
+    """
     parts = [name for name, there in (("own", own), ("kept", kept)) if there]
-    steps = [step for step, there in ((_OWN, own), (_KEPT, kept)) if there]
+    steps = [step for step, there in ((_OWN, own), (_KEPT.format(_SEARCH if search else ""), kept)) if there]
+    condition = f"WHERE {_ALL_KNOWN}" if kept and not search else ""
     values = "%(values)s::jsonb"
     if parts:
         # In the order of the key, so that two calls at once do not wait for each other in a circle.
         steps.append(f"""
 blobs AS (
     INSERT INTO checkpoint_blobs AS t (thread_id, checkpoint_ns, channel, version, type, blob)
-    SELECT %(thread)s, %(ns)s, r.* FROM ({" UNION ALL ".join(_ROWS_OF[p] for p in parts)}) AS r
+    SELECT %(thread)s, %(ns)s, r.* FROM ({" UNION ALL ".join(_ROWS_OF[p] for p in parts)}) AS r {condition}
     ORDER BY r.channel, r.version
     ON CONFLICT (thread_id, checkpoint_ns, channel, version)
     DO UPDATE SET type = EXCLUDED.type, blob = EXCLUDED.blob WHERE t.type = 'empty'
 )""")
     for source in (["clash"] if own else []) + (["kept"] if kept else []):
-        held = f"SELECT jsonb_object_agg(channel, value) FROM {source} WHERE value IS NOT NULL"
+        held = f"SELECT jsonb_object_agg(channel, value) FROM {source}"
+        if source == "kept":
+            held += " WHERE value IS NOT NULL"
         values += f" || COALESCE(({held}), '{{}}')"
     return f"""{"WITH" if steps else ""} {",".join(steps)}
 INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
@@ -101,11 +121,12 @@ SELECT %(thread)s, %(ns)s, %(id)s, %(parent)s,
     CASE WHEN %(has_values)s OR v.held <> '{{}}'
         THEN %(body)s::jsonb || jsonb_build_object('channel_values', v.held) ELSE %(body)s::jsonb END,
     %(metadata)s::jsonb
-FROM (SELECT {values} AS held) AS v
+FROM (SELECT {values} AS held OFFSET 0) AS v {condition}
 ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET
     parent_checkpoint_id = EXCLUDED.parent_checkpoint_id,
     checkpoint = EXCLUDED.checkpoint,
-    metadata = EXCLUDED.metadata"""
+    metadata = EXCLUDED.metadata
+RETURNING true"""
 
 
 PUT_WRITES = """
@@ -141,8 +162,11 @@ FROM (
 LEFT JOIN LATERAL (
     SELECT array_agg(t.channel) AS channels, array_agg(t.type) AS types, array_agg(t.blob) AS blobs
     FROM jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
-    JOIN checkpoint_blobs t ON t.thread_id = {thread} AND t.checkpoint_ns = c.checkpoint_ns
-        AND t.channel = v.key AND t.version = v.value
+    CROSS JOIN LATERAL (
+        SELECT t.channel, t.type, t.blob FROM checkpoint_blobs t
+        WHERE t.thread_id = {thread} AND t.checkpoint_ns = c.checkpoint_ns
+            AND t.channel = v.key AND t.version = v.value OFFSET 0
+    ) AS t
 ) AS b ON true
 LEFT JOIN LATERAL (
     SELECT array_agg(t.task_path) AS paths, array_agg(t.task_id) AS tasks, array_agg(t.idx) AS idxs,

@@ -36,8 +36,20 @@ _LARGEST_PAGE = 128
 _CHAIN_PAGE = 256
 
 
-def put(put: rules.Put, serde: SerializerProtocol) -> tuple[str, dict[str, Any]]:
-    """The statement that stores a checkpoint; serialises its values now."""
+def put(put: rules.Put, serde: SerializerProtocol) -> Steps[None]:
+    """Store a checkpoint; serialises its values now, before the first statement is asked for."""
+    params = _put_params(put, serde)
+    kinds = {"own": "own_channels" in params, "kept": "kept_channels" in params}
+
+    def run() -> Steps[None]:
+        done = yield sql.put(**kinds), params
+        if not done:
+            yield sql.put(**kinds, search=True), params
+
+    return run()
+
+
+def _put_params(put: rules.Put, serde: SerializerProtocol) -> dict[str, Any]:
     held: dict[str, Any] = {}
     own: list[tuple[str, str, str | None, bytes]] = []
     kept: list[tuple[str, str, str | None, str | None, bytes]] = []
@@ -56,7 +68,7 @@ def put(put: rules.Put, serde: SerializerProtocol) -> tuple[str, dict[str, Any]]
             kept.append((channel, version, text, *(typed or (None, b""))))
     own += [(c, put.versions[c], None, b"") for c in put.own if c not in put.given]
     kept += [(c, put.versions[c], None, None, b"") for c in put.kept if c not in put.given]
-    params = {
+    return {
         "thread": put.thread,
         "ns": put.ns,
         "id": put.id,
@@ -68,7 +80,6 @@ def put(put: rules.Put, serde: SerializerProtocol) -> tuple[str, dict[str, Any]]
         **_columns("own", ("channels", "versions", "types", "blobs"), own),
         **_columns("kept", ("channels", "versions", "inline", "types", "blobs"), kept),
     }
-    return sql.put(own=bool(own), kept=bool(kept)), params
 
 
 def put_writes(
