@@ -41,6 +41,16 @@ class Capability(StrEnum):
     """Threads can be written to it by a transfer: ``sink()``."""
 
 
+_LACKS = {
+    Capability.DURABLE: "keeps nothing beyond the process",
+    Capability.STORE: "has no store",
+    Capability.TABLES: "has no tables to look after",
+    Capability.SOURCE: "cannot be the source of a transfer",
+    Capability.SINK: "cannot be the target of a transfer",
+}
+"""What a provider without the capability says of itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
     """What answers at the other end of a connection."""
@@ -175,4 +185,4 @@ class Provider(ABC):
         raise self._unsupported(Capability.SINK)
 
     def _unsupported(self, capability: Capability) -> UnsupportedError:
-        return UnsupportedError(f"{self.dsn.scheme} has no capability {capability.value!r}: {self.dsn}")
+        return UnsupportedError(f"{self.dsn.scheme} {_LACKS[capability]}: {self.dsn}")

@@ -166,9 +166,9 @@ def _fall_back(plan: Plan, error: ConnectError) -> Plan:
     if settings.fallback != "memory":
         tried = settings.connect_attempts if error.transient else 1
         times = f" after {tried} attempts" if tried > 1 else ""
-        hint = error.hint or (
-            "start the database or correct the DSN; PERSISTENCE_FALLBACK=memory runs without it, at a loss"
-        )
+        hint = error.hint
+        if hint is None and error.transient:
+            hint = "start the database or correct the DSN; PERSISTENCE_FALLBACK=memory runs without it"
         raise ConnectError(f"{error.message}{times}", hint=hint, transient=error.transient) from None
     return Plan(settings, _memory(settings), plan.dsn, f"fallback: {error.message}", degraded=error.message)
 
