@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -107,6 +108,24 @@ def test_a_call_while_the_server_is_down_is_a_clear_error_and_the_next_one_works
         begin = time.monotonic()
         assert graph.get_state(thread("outage")).values == {"n": 2}
         assert time.monotonic() - begin < 2
+
+
+def test_a_call_that_waits_is_served_when_the_server_is_back(
+    own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pool's first attempts are over by then; new ones must have begun."""
+    monkeypatch.setattr(connection, "RECONNECT_WINDOW", 0.5)
+    with persistence.open(own_server.dsn() + POOL, settings=Settings(pool_timeout=20)) as db:
+        graph = counter().compile(checkpointer=db.checkpointer)
+        graph.invoke({"n": 1}, thread("waits"))
+        fill(db)
+        own_server.stop()
+        back = threading.Timer(4, own_server.start)
+        back.start()
+        try:
+            assert graph.get_state(thread("waits")).values == {"n": 2}
+        finally:
+            back.join()
 
 
 async def test_a_call_while_the_server_is_down_is_a_clear_error_async(
