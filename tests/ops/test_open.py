@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -230,6 +232,17 @@ def test_a_third_partys_scheme_works_and_has_no_store(monkeypatch: pytest.Monkey
         with pytest.raises(UnsupportedError, match="bare has no store") as caught:
             _ = db.store
         assert "hunter2" not in f"{caught.value}{db!r}{db.dsn}"
+
+
+def test_the_backend_of_the_documentation_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    page = (Path(__file__).parents[2] / "docs" / "backends.md").read_text()
+    [example] = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(example, {"__name__": "example"})  # noqa: S102 - our own page
+    expected = [line.partition("  # ")[2] for line in example.splitlines() if "print(" in line]
+    assert capsys.readouterr().out.splitlines() == expected
 
 
 def test_the_store_is_opened_only_when_asked_for(postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
