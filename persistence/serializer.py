@@ -12,6 +12,9 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from persistence.errors import EncryptionError, MissingDriverError
 from persistence.settings import Settings, variable_name
 
+_OWN_TYPES = [("builtins", "bytearray")]
+"""What the SQLite savers write by name, so that a ``bytearray`` at the top of a channel stays one."""
+
 
 def make_serializer(settings: Settings) -> SerializerProtocol:
     """The serializer for a saver; what it writes, LangGraph's own serializers read.
@@ -24,7 +27,8 @@ def make_serializer(settings: Settings) -> SerializerProtocol:
     plain = CheckedSerializer(
         strict=settings.strict_msgpack, encrypted_only=key is not None and not settings.allow_plaintext
     )
-    inner = plain.with_msgpack_allowlist([tuple(name.split(":")) for name in settings.allowed_msgpack])
+    allowed = [tuple(name.split(":")) for name in settings.allowed_msgpack]
+    inner = plain.with_msgpack_allowlist([*_OWN_TYPES, *allowed])
     return inner if key is None else EncryptedSerializer(AesCipher(key), inner)
 
 

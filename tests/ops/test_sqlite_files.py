@@ -18,6 +18,7 @@ from persistence.backends.sqlite.provider import SqliteProvider
 from persistence.dsn import Dsn
 from persistence.errors import ConnectError
 from persistence.registry import provider_for
+from persistence.schema import setup
 from persistence.settings import Settings
 from tests.ops.conftest import counter, thread
 
@@ -224,3 +225,9 @@ def test_a_path_with_two_leading_slashes(tmp_path: Path) -> None:
     with persistence.open(f"sqlite:////{tmp_path}/x.db"):
         pass
     assert (tmp_path / "x.db").exists()
+
+
+def test_setup_alone_leaves_one_file(tmp_path: Path) -> None:
+    for _ in range(2):
+        setup(provider_for(f"sqlite:///{tmp_path}/x.db"))
+        assert [entry.name for entry in tmp_path.iterdir()] == ["x.db"]

@@ -6,16 +6,20 @@ import dataclasses
 import sqlite3
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import Checkpoint, empty_checkpoint
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import START, StateGraph
 from pydantic import BaseModel
 
+import persistence
 from persistence.errors import EncryptionError, MissingDriverError, PersistenceError
 from persistence.serializer import make_serializer
 from persistence.settings import Settings
@@ -174,3 +178,18 @@ def test_a_missing_driver_is_an_install_line(monkeypatch: pytest.MonkeyPatch) ->
         make_serializer(settings(encryption_key=KEY))
     assert isinstance(caught.value, PersistenceError)
     assert make_serializer(settings()).dumps_typed(1)[0] == "msgpack"
+
+
+def test_a_bytearray_is_known_in_strict_mode(tmp_path: Path) -> None:
+    """The SQLite savers store one at the top of a channel by the name of its type."""
+    with persistence.open(f"sqlite:///{tmp_path}/x.db", settings=Settings(strict_msgpack=True)) as db:
+        assert db.checkpointer is not None
+        checkpoint: Checkpoint = {
+            **empty_checkpoint(),
+            "channel_values": {"b": bytearray(b"xx")},
+            "channel_versions": {"b": "1"},
+        }
+        start: RunnableConfig = {"configurable": {"thread_id": "1", "checkpoint_ns": ""}}
+        stored = db.checkpointer.get(db.checkpointer.put(start, checkpoint, {}, {"b": "1"}))
+        assert stored is not None
+        assert type(stored["channel_values"]["b"]) is bytearray

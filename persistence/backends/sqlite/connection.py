@@ -75,9 +75,9 @@ class SqliteDatabase:
             if self._anchor is not None:
                 self._anchor.close()
                 self._anchor = None
-        self._tidy()
+        self.tidy()
 
-    def _tidy(self) -> None:
+    def tidy(self) -> None:
         """Leave one file behind, not three.
 
         The last connection to close empties the log into the file and removes it, unless it could

@@ -89,6 +89,7 @@ class SqliteTables:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+            self._database.tidy()
 
     def observed(self) -> Mapping[str, TableShape]:
         """Two small queries. A file that is not there has no tables, and is not made for the asking."""
