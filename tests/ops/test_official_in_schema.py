@@ -14,7 +14,7 @@ import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
-from langgraph.store.base import GetOp, ListNamespacesOp, MatchCondition, PutOp, SearchOp
+from langgraph.store.base import GetOp, ListNamespacesOp, MatchCondition, Op, PutOp, SearchOp
 from langgraph.store.postgres.aio import AsyncPostgresStore
 from langgraph.store.postgres.base import PostgresStore
 from psycopg import sql
@@ -46,7 +46,7 @@ def place(postgres_dsn: str) -> Iterator[tuple[Dsn, Settings]]:
         conn.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 
 
-OPS = [
+OPS: list[Op] = [
     PutOp(("a", "b"), "k", {"x": 1}, ttl=5),
     PutOp(("a", "c"), "k", {"x": 2}),
     PutOp(("a", "c"), "gone", None),
