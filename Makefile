@@ -24,7 +24,7 @@ demo: $(STAMP)  ## a conversation starts on SQLite, moves to Postgres, is verifi
 
 test: $(STAMP)  ## all tests, on a real Postgres server; the parity matrix is current
 	@mkdir -p build
-	$(BIN)/python -m pytest --junitxml=build/tests.xml
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --junitxml=build/tests.xml
 	@$(BIN)/python tools/parity_matrix.py --check --junit build/tests.xml
 
 lint: $(STAMP)  ## ruff, mypy, import rules, generated documents

@@ -93,6 +93,8 @@ def test_interrupted(tmp_path: Path, number: signal.Signals, exit_code: int) -> 
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A suite that runs in the background of a shell hands on that SIGINT is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         connection, _ = server.accept()
         with connection:
