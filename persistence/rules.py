@@ -141,7 +141,8 @@ def key_of(config: RunnableConfig, *, exact: bool = False) -> Key:
     """
     configurable = _configurable(config)
     thread = text_id(configurable.get("thread_id"), "thread_id")
-    ns = text_id(configurable.get("checkpoint_ns") or "", "checkpoint_ns")
+    given_ns = configurable.get("checkpoint_ns")
+    ns = "" if given_ns is None else text_id(given_ns, "checkpoint_ns")
     given = configurable.get("checkpoint_id")
     if given is None or given == "":
         if exact:

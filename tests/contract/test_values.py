@@ -322,3 +322,16 @@ def test_what_was_put_is_found_by_a_filter(saver: Subject, key: str, value: Any)
     thread = fresh()
     saver.put(thread, "1", {}, metadata={key: value})
     assert saver.ids(at(thread), filter={key: value}) == ["1"]
+
+
+@pytest.mark.clause("V1")
+def test_delta_snapshot_of_a_channel_without_a_version_comes_back(saver: Subject) -> None:
+    saver.put("t", "1", {"x": VALUES["delta snapshot"]}, versions={})
+    assert same(saver.values("t"), {"x": VALUES["delta snapshot"]})
+
+
+@pytest.mark.clause("V3", "W4")
+def test_namespace_zero_is_not_the_root(saver: Subject) -> None:
+    assert saver.put("t", "1", {}, ns=0) == at("t", "1", "0")  # type: ignore[arg-type]
+    assert saver.get("t") is None
+    assert saver.get("t", ns=0) == saver.get("t", ns="0") != None  # type: ignore[arg-type]  # noqa: E711

@@ -57,7 +57,7 @@ def _put_params(put: rules.Put, serde: SerializerProtocol) -> dict[str, Any]:
         inline, typed = _split(value, serde)
         version = put.versions.get(channel)
         if version is None:
-            held[channel] = inline[0] if inline else marker(typed)
+            held[channel] = marker(typed) if typed else inline[0]  # type: ignore[index]  # either is there
         elif channel in put.own:
             if inline:
                 held[channel] = inline[0]
