@@ -433,3 +433,14 @@ def test_call_that_names_no_thread_is_refused(saver: Subject) -> None:
         saver.put_writes(at("t"), [("x", 1)])
     with pytest.raises(InvalidInputError):
         saver.call("put", at("t"), {"ts": ""}, {}, {})
+
+
+@pytest.mark.clause("F1")
+def test_thread_of_which_nothing_is_left_is_empty(saver: Subject) -> None:
+    saver.put_writes(at("target", "1"), [])
+    saver.put("target", "1", {}, metadata={"run_id": "r"})
+    saver.call("delete_for_runs", ["r"])
+    saver.put("t", "1", {"x": [1]})
+    saver.call("copy_thread", "target", "t")
+    saver.call("copy_thread", "t", "target")
+    assert saver.values("target") == {"x": [1]}

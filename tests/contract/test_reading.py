@@ -325,3 +325,15 @@ def test_delta_history_is_the_same_as_langgraphs_own_walk(saver: Subject) -> Non
                 saver.saver, config=config, channels=["x", "y"]
             )
         assert saver.history(config, ["x", "y"]) == expected
+
+
+@pytest.mark.clause("V3", "W5", "R10")
+def test_delta_history_takes_channels_as_every_other_method_takes_names(saver: Subject) -> None:
+    saver.put_writes(saver.put("t", "1", {}), [(6, "a")])
+    saver.put("t", "2", {}, parent="1")
+    asked: list[Any] = [6]
+    assert saver.history(at("t"), asked) == {"6": {"writes": [("task", "6", "a")]}}
+    with pytest.raises(InvalidInputError):
+        saver.history(at("t"), ["a\0b"])
+    with pytest.raises(TypeError):
+        saver.history(at("t"), "x")

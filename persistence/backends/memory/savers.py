@@ -140,6 +140,8 @@ class MemorySaver(InMemorySaver):
         with self._memory as threads:
             key = rules.key_of(config, exact=True)
             task, path, rows = rules.writes_of(key, writes, task_id, task_path, self.serde)
+            if not rows:
+                return
             thread = threads.setdefault(key.thread, _Thread())
             stored = thread.writes.setdefault((key.ns, key.checkpoint or ""), {})
             for row in rows:
@@ -237,9 +239,9 @@ class MemorySaver(InMemorySaver):
         with self._memory as threads:
             source = rules.text_id(source_thread_id, "source_thread_id")
             target = rules.text_id(target_thread_id, "target_thread_id")
-            if source not in threads:
+            if threads.get(source, _Thread()) == _Thread():
                 return
-            if target in threads:
+            if threads.get(target, _Thread()) != _Thread():
                 raise ConflictError(f"thread {target!r} is not empty")
             old = threads[source]
             threads[target] = _Thread(dict(old.rows), {place: dict(w) for place, w in old.writes.items()})
@@ -252,7 +254,8 @@ class MemorySaver(InMemorySaver):
             key = rules.key_of(config)
             thread = threads.get(key.thread, _Thread())
             id_ = key.checkpoint or max((id_ for ns, id_ in thread.rows if ns == key.ns), default="")
-            return delta_history(channels, self._ancestors(thread, key.ns, id_))
+            asked = rules.text_ids(channels, "channel")
+            return delta_history(asked, self._ancestors(thread, key.ns, id_))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """As ``get_tuple``."""

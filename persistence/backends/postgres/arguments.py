@@ -105,4 +105,4 @@ class PostgresArguments(BaseCheckpointSaver[str]):
         self, config: RunnableConfig, channels: Iterable[str]
     ) -> Steps[dict[str, DeltaChannelHistory]]:
         self._check_open()
-        return steps.history(rules.key_of(config), list(dict.fromkeys(channels)), self.serde)
+        return steps.history(rules.key_of(config), rules.text_ids(channels, "channel"), self.serde)

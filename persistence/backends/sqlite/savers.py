@@ -269,7 +269,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         self, config: RunnableConfig, channels: Iterable[str]
     ) -> Work[dict[str, DeltaChannelHistory]]:
         self._engine.check_open()
-        key, asked = rules.key_of(config), list(channels)
+        key, asked = rules.key_of(config), rules.text_ids(channels, "channel")
         return lambda conn: delta_history(asked, map(self._ancestor, sql.ancestors(conn, key)))
 
     def _ancestor(self, row: sql.Row) -> Ancestor:
