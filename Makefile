@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench docs generate clean
+.PHONY: help install demo test lint format bench fuzz docs generate clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -24,7 +24,7 @@ demo: $(STAMP)  ## a conversation starts on SQLite, moves to Postgres, is verifi
 
 test: $(STAMP)  ## all tests, on a real Postgres server; the parity matrix is current
 	@mkdir -p build
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --junitxml=build/tests.xml
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --junitxml=build/tests.xml
 	@$(BIN)/python tools/parity_matrix.py --check --junit build/tests.xml
 
 lint: $(STAMP)  ## ruff, mypy, import rules, generated documents
@@ -43,6 +43,9 @@ generate: $(STAMP)  ## write the generated documents anew
 	$(BIN)/python tools/settings_table.py
 	$(BIN)/python tools/parity_matrix.py
 	$(BIN)/python tools/cli_reference.py
+
+fuzz: $(STAMP)  ## six savers against the reference model, long: make fuzz FUZZ_EXAMPLES=1000
+	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),3000) $(BIN)/python -m pytest tests/contract/test_differential.py -q -s --timeout 0
 
 bench: $(STAMP)  ## our savers against the official ones, side by side
 	$(BIN)/python tools/bench.py
