@@ -67,7 +67,7 @@ class Model:
         values = {channel: dumps(value) for channel, value in given.items()}
         for channel, at in versions.items():  # V5
             if new.get(channel) != at:
-                stored = self._stored((thread, ns, parent or ""), channel, at)
+                stored = self._stored((thread, ns, parent), channel, at)
                 if stored is not MISSING:
                     values[channel] = stored
         there = "channel_values" in checkpoint or values
@@ -182,9 +182,9 @@ class Model:
         ids = [place[2] for place in self.rows if place[:2] == (thread, ns)]
         return max(ids, key=str.encode, default="")
 
-    def _stored(self, parent: Place, channel: str, at: str) -> Any:
+    def _stored(self, parent: tuple[str, str, str | None], channel: str, at: str) -> Any:
         """The value of a version: the parent's, or else that of another checkpoint of the namespace."""
-        row = self.rows.get(parent)
+        row = self.rows.get((parent[0], parent[1], parent[2])) if parent[2] else None
         if row is not None and row.versions.get(channel) == at:
             return (row.values or {}).get(channel, MISSING)
         for place in sorted((p for p in self.rows if p[:2] == parent[:2]), key=lambda p: p[2], reverse=True):

@@ -335,3 +335,11 @@ def test_namespace_zero_is_not_the_root(saver: Subject) -> None:
     assert saver.put("t", "1", {}, ns=0) == at("t", "1", "0")  # type: ignore[arg-type]
     assert saver.get("t") is None
     assert saver.get("t", ns=0) == saver.get("t", ns="0") != None  # type: ignore[arg-type]  # noqa: E711
+
+
+@pytest.mark.clause("V5")
+def test_checkpoint_with_an_empty_id_is_nobodys_parent(saver: Subject) -> None:
+    saver.put("t", "1", {"x": [1]}, versions={"x": 1})
+    saver.put("t", "", {}, versions={"x": 1}, parent="1")
+    saver.put("t", "2", {}, versions={"x": 1}, new={})
+    assert saver.values("t", "2") == {"x": [1]}

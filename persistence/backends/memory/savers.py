@@ -354,7 +354,7 @@ class MemorySaver(InMemorySaver):
 def _stored(rows: Mapping[Place, _Row], put: rules.Put, channel: str) -> Typed | None:
     """The value stored for a channel's version: in the parent, or in any other of the namespace."""
     version = put.versions[channel]
-    parent = rows.get((put.ns, put.parent or ""))
+    parent = rows.get((put.ns, put.parent)) if put.parent else None
     if parent is not None and parent.versions.get(channel) == version:
         return parent.values.get(channel)
     for place in sorted((place for place in rows if place[0] == put.ns), reverse=True):
