@@ -85,10 +85,11 @@ class SqliteDatabase:
         """
         if self.path is None or not Path(f"{self.path}-wal").exists():
             return
-        with suppress(sqlite3.Error):  # locked by another process, which will do it
-            uri = f"file://{quote(str(self.path.absolute()))}?mode=rw"
-            with closing(sqlite3.connect(uri, uri=True, timeout=0)) as conn:
-                conn.execute("PRAGMA schema_version")
+        with (
+            suppress(sqlite3.Error),  # locked by another process, which will do it
+            closing(sqlite3.connect(_uri(self.path, "rw"), uri=True, timeout=0)) as conn,
+        ):
+            conn.execute("PRAGMA schema_version")
 
     def _connect_memory(self, readonly: bool) -> sqlite3.Connection:
         if sqlite3.sqlite_version_info < _MEMDB_SINCE:
@@ -105,12 +106,11 @@ class SqliteDatabase:
     def _connect_file(self, path: Path, readonly: bool) -> sqlite3.Connection:
         self._check_path(path)
         readonly = readonly or (path.exists() and not os.access(path, os.W_OK))
-        mode = "ro" if readonly else "rwc"
         conn: sqlite3.Connection | None = None
         try:
-            conn = self._open(f"file://{quote(str(path.absolute()))}?mode={mode}")
+            conn = self._open(_uri(path, "ro" if readonly else "rwc"))
             if readonly:
-                conn.execute("PRAGMA schema_version")  # reads the file, so that errors come here
+                conn = self._readable(conn, path)
             else:
                 self._use_write_ahead_log(conn)
                 conn.execute(f"PRAGMA synchronous = {self._synchronous}")
@@ -118,6 +118,22 @@ class SqliteDatabase:
             if conn is not None:
                 conn.close()
             raise self._connect_error(error, path) from error
+        return conn
+
+    def _readable(self, conn: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+        """The connection, once it has read, so that errors come here; or one that reads without a log.
+
+        SQLite makes a file beside one with a write-ahead log even to read it. In a folder where this
+        process cannot, it reads only if it is told that nobody writes; a log would say that somebody does.
+        """
+        try:
+            conn.execute("PRAGMA schema_version")
+        except sqlite3.OperationalError as error:
+            sealed = not os.access(path.absolute().parent, os.W_OK) and not Path(f"{path}-wal").exists()
+            if _code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) or not sealed:
+                raise
+            conn.close()
+            conn = self._open(_uri(path, "ro") + "&immutable=1")
         return conn
 
     def _open(self, uri: str) -> sqlite3.Connection:
@@ -205,6 +221,10 @@ def translate(error: BaseException, where: str) -> PersistenceError | None:
         if text.startswith("attempt to write a readonly database"):
             return ConnectError(f"{where} can only be read", transient=False)
     return None
+
+
+def _uri(path: Path, mode: str) -> str:
+    return f"file://{quote(str(path.absolute()))}?mode={mode}"
 
 
 def _code(error: sqlite3.Error) -> int | None:
