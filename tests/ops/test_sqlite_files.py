@@ -16,7 +16,7 @@ import persistence
 from persistence.backends.sqlite.connection import SqliteDatabase
 from persistence.backends.sqlite.provider import SqliteProvider
 from persistence.dsn import Dsn
-from persistence.errors import ConnectError
+from persistence.errors import ConnectError, SourceError
 from persistence.registry import provider_for
 from persistence.schema import setup
 from persistence.settings import Settings
@@ -231,3 +231,12 @@ def test_setup_alone_leaves_one_file(tmp_path: Path) -> None:
     for _ in range(2):
         setup(provider_for(f"sqlite:///{tmp_path}/x.db"))
         assert [entry.name for entry in tmp_path.iterdir()] == ["x.db"]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    dsn = f"sqlite:///{tmp_path}/pipe"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConnectError, match="not a regular file"):
+        persistence.open(dsn)
+    with pytest.raises(SourceError, match="not a regular file"), provider_for(dsn).source():
+        pass

@@ -163,6 +163,8 @@ class SqliteDatabase:
         try:
             if path.is_dir():
                 raise ConnectError(f"not a file but a folder: {path} ({self.name})", transient=False)
+            if path.exists() and not path.is_file():
+                raise ConnectError(f"not a regular file: {path} ({self.name})", transient=False)
             if path.exists() and 0 < path.stat().st_size < _SMALLEST_PAGE:
                 # SQLite takes it for empty and would write over it. Only its size may be looked at:
                 # closing a file that SQLite has open, too, gives up SQLite's locks.

@@ -302,6 +302,8 @@ def _require_file(path: Path, label: str) -> None:
     try:
         if path.is_dir():
             raise SourceError(f"{label} is a directory, not a SQLite file")
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
+            raise SourceError(f"{label} is not a regular file")
         with path.open("rb") as file:
             head = file.read(16)
     except FileNotFoundError:
