@@ -13,6 +13,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from tests.support import query_form
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
@@ -35,15 +37,6 @@ def postgres_dsn(postgres_server: str) -> Iterator[str]:
     name = f"t_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(postgres_server, autocommit=True) as conn:
         conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield "postgresql://" + _query_form(make_conninfo(postgres_server, dbname=name))
+    yield "postgresql://" + query_form(make_conninfo(postgres_server, dbname=name))
     with psycopg.connect(postgres_server, autocommit=True) as conn:
         conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-def _query_form(conninfo: str) -> str:
-    """libpq accepts every keyword in a URL's query, socket folders included."""
-    from urllib.parse import quote
-
-    from psycopg.conninfo import conninfo_to_dict
-
-    return "/?" + "&".join(f"{k}={quote(str(v), safe='')}" for k, v in conninfo_to_dict(conninfo).items())

@@ -1,4 +1,4 @@
-"""What tests of the console, the pages and the wheel share."""
+"""What tests of several folders share."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.sqlite import SqliteSaver
+from psycopg.conninfo import conninfo_to_dict
 
 from examples.trip_planner import build
 
@@ -31,3 +33,8 @@ def make_chat(folder: Path) -> Path:
         for thread, text in (("bob", "Hello"), ("alice", "3 nights in Lisbon")):
             graph.invoke({"messages": [HumanMessage(text)]}, {"configurable": {"thread_id": thread}})
     return path
+
+
+def query_form(conninfo: str) -> str:
+    """The end of a URL: libpq accepts every keyword in a URL's query, socket folders included."""
+    return "/?" + "&".join(f"{k}={quote(str(v), safe='')}" for k, v in conninfo_to_dict(conninfo).items())

@@ -1,7 +1,7 @@
 """The columns of the parity matrix: every backend in both colours, found through the registry.
 
-No test names a backend. One that needs what only some have asks for it: ``durable`` is a target
-that keeps what was acknowledged, can be read from outside, and has an official saver.
+The tests stand in ``persistence/testing``, which anybody's backend can run, and name no backend.
+Here are our databases, and the tests that need LangGraph's official savers beside ours.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import shutil
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, settings
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from psycopg import sql
@@ -26,53 +26,38 @@ from psycopg.rows import dict_row
 
 import persistence
 from persistence.settings import Settings
-from tests.conftest import _query_form
-from tests.contract.subject import LoopThread, Subject, Target
+from persistence.testing.fixtures import *
+from persistence.testing.marks import CLAUSES
+from persistence.testing.subject import Target
+from tests.support import query_form
 
 BACKENDS = ("memory", "sqlite", "sqlite-memory", "postgres")
-COLOURS = ("sync", "async")
 DURABLE = ("sqlite", "postgres")
-COLUMNS = [(backend, colour) for backend in BACKENDS for colour in COLOURS]
-
-settings.register_profile(
-    "contract",
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-settings.load_profile("contract")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # The pool's own threads draw their jitter from `random` while Hypothesis watches it.
-    config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module inside strategies")
-    config.addinivalue_line("markers", "clause(*ids): the clauses of docs/contract.md that the test proves")
+@dataclass
+class Ours(Target):
+    """A column of the matrix."""
+
+    official: Callable[[], Any] | None = None
+    """A context manager with LangGraph's own saver on the same database, where there is one."""
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test in every column; one that asks for ``durable`` where something is left to look at."""
-    if "column" in metafunc.fixturenames:
-        durable = "durable" in metafunc.fixturenames
-        asynchronous = "asynchronous" in metafunc.fixturenames
-        columns = [
-            column
-            for column in COLUMNS
-            if (not durable or column[0] in DURABLE) and (not asynchronous or column[1] == "async")
-        ]
-        metafunc.parametrize("column", columns, ids=["-".join(column) for column in columns])
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Tell the matrix (``tools/parity_matrix.py`` reads the JUnit file) what a test is about."""
-    for item in items:
-        if "tests/contract/" not in item.path.as_posix():
-            continue
-        clauses = [clause for mark in item.iter_markers("clause") for clause in mark.args]
-        column = getattr(item, "callspec", None)
-        backend, colour = column.params.get("column", ("", "")) if column else ("", "")
-        row = {"clauses": clauses, "backend": backend, "colour": colour}
+    clauses = getattr(getattr(item, "function", None), CLAUSES, None)
+    if clauses and call.when == "setup":
+        spec = getattr(item, "callspec", None)
+        column = [spec.params[name] for name in ("backend", "colour")] if spec else None
+        row = {"clauses": clauses, "column": column}
         item.user_properties.append(("parity", json.dumps(row)))
+    return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -82,21 +67,14 @@ def contract_postgres(postgres_server: str) -> Iterator[str]:
     with psycopg.connect(postgres_server, autocommit=True) as conn:
         conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     conninfo = make_conninfo(postgres_server, dbname=name)
-    dsn = "postgresql://" + _query_form(conninfo)
+    dsn = "postgresql://" + query_form(conninfo)
     persistence.open(dsn, settings=Settings()).close()  # makes the tables
     yield conninfo
     with psycopg.connect(postgres_server, autocommit=True) as conn:
         conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-@pytest.fixture(scope="session")
-def loop_thread() -> Iterator[LoopThread]:
-    thread = LoopThread()
-    yield thread
-    thread.stop()
-
-
-def _postgres(conninfo: str, colour: str) -> Target:
+def _postgres(conninfo: str, colour: str) -> Ours:
     with psycopg.connect(conninfo, autocommit=True) as conn:
         conn.execute("TRUNCATE checkpoints, checkpoint_blobs, checkpoint_writes")
 
@@ -112,8 +90,8 @@ def _postgres(conninfo: str, colour: str) -> Target:
         return repr(rows).encode()
 
     password = conninfo_to_dict(conninfo).get("password") or "open-sesame"  # where the server asks for none
-    dsn = "postgresql://" + _query_form(make_conninfo(conninfo, password=password))
-    return Target("postgres", colour, dsn, str(password), official, raw)
+    dsn = "postgresql://" + query_form(make_conninfo(conninfo, password=password))
+    return Ours("postgres", colour, dsn, str(password), has_tables=True, raw=raw, official=official)
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +104,7 @@ def contract_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _sqlite(path: Path, colour: str) -> Target:
+def _sqlite(path: Path, colour: str) -> Ours:
     @contextmanager
     def official() -> Iterator[Any]:
         with closing(sqlite3.connect(path, check_same_thread=False)) as conn:
@@ -135,51 +113,15 @@ def _sqlite(path: Path, colour: str) -> Target:
     def raw() -> bytes:
         return b"".join(file.read_bytes() for file in path.parent.glob(path.name + "*"))
 
-    return Target("sqlite", colour, f"sqlite:///{path}", None, official, raw)
+    return Ours("sqlite", colour, f"sqlite:///{path}", has_tables=True, raw=raw, official=official)
 
 
 @pytest.fixture
-def target(column: tuple[str, str], request: pytest.FixtureRequest, tmp_path: Path) -> Target:
+def target(backend: str, colour: str, request: pytest.FixtureRequest, tmp_path: Path) -> Ours:
     """An empty database."""
-    backend, colour = column
     if backend == "postgres":
         return _postgres(request.getfixturevalue("contract_postgres"), colour)
     if backend == "sqlite":
         empty = request.getfixturevalue("contract_sqlite")
         return _sqlite(Path(shutil.copy(empty, tmp_path / "contract.db")), colour)
-    return Target(backend, colour, {"memory": "memory://", "sqlite-memory": "sqlite://"}[backend])
-
-
-Opener = Callable[..., Subject]
-
-
-@pytest.fixture
-def opened(target: Target, loop_thread: LoopThread) -> Iterator[Opener]:
-    """Opens the database, with settings; all is closed after the test."""
-    with ExitStack() as stack:
-
-        def open_(**kwargs: Any) -> Subject:
-            has_tables = target.official is not None
-            subject = Subject(target, Settings(setup_on_open=not has_tables, **kwargs), loop_thread)
-            stack.callback(subject.close)
-            return subject
-
-        yield open_
-
-
-@pytest.fixture
-def saver(opened: Opener) -> Subject:
-    """The saver under test, on an empty database."""
-    return opened()
-
-
-@pytest.fixture
-def asynchronous(saver: Subject) -> Subject:
-    """A saver for what drives savers by their asynchronous methods only."""
-    return saver
-
-
-@pytest.fixture
-def durable(target: Target) -> Target:
-    """The target of ``saver``, which keeps what was acknowledged and can be looked at from outside."""
-    return target
+    return Ours(backend, colour, {"memory": "memory://", "sqlite-memory": "sqlite://"}[backend])

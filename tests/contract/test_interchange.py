@@ -8,8 +8,10 @@ import pytest
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from tests.contract.kinds import VALUES
-from tests.contract.subject import Subject, Target, at, bare, same
+from persistence.testing.kinds import VALUES
+from persistence.testing.marks import clause
+from persistence.testing.subject import Subject, at, bare, same
+from tests.contract.conftest import DURABLE, Ours
 
 # What a version of an official saver changes or refuses itself, in one place or the other.
 UPSTREAM_CANNOT = {
@@ -53,8 +55,9 @@ def equal(left: CheckpointTuple, right: CheckpointTuple) -> bool:
     return all(same(a, b) for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.clause("F7")
-def test_official_saver_reads_what_ours_wrote(durable: Target, saver: Subject) -> None:
+@clause("F7")
+@pytest.mark.parametrize("backend", DURABLE)
+def test_official_saver_reads_what_ours_wrote(target: Ours, saver: Subject) -> None:
     fill(
         lambda *args: saver.call("put", *args),
         lambda *args: saver.call("put_writes", *args),
@@ -62,8 +65,8 @@ def test_official_saver_reads_what_ours_wrote(durable: Target, saver: Subject) -
     ours = saver.list()
     assert len(ours) == 4 * len(COMMON)
     saver.close()
-    assert durable.official is not None
-    with durable.official() as official:
+    assert target.official is not None
+    with target.official() as official:
         assert len(list(official.list(None))) == len(ours)
         for found in ours:
             read = official.get_tuple(found.config)
@@ -76,10 +79,11 @@ def test_official_saver_reads_what_ours_wrote(durable: Target, saver: Subject) -
     assert history["delta snapshot"]["seed"] == _DeltaSnapshot([1, 2])
 
 
-@pytest.mark.clause("F7")
-def test_ours_reads_what_the_official_saver_wrote(durable: Target, saver: Subject) -> None:
-    assert durable.official is not None
-    with durable.official() as official:
+@clause("F7")
+@pytest.mark.parametrize("backend", DURABLE)
+def test_ours_reads_what_the_official_saver_wrote(target: Ours, saver: Subject) -> None:
+    assert target.official is not None
+    with target.official() as official:
         fill(official.put, official.put_writes)
         theirs = list(official.list(None))
         history = official.get_delta_channel_history(config=at("t"), channels=["x", "delta snapshot"])
@@ -93,11 +97,12 @@ def test_ours_reads_what_the_official_saver_wrote(durable: Target, saver: Subjec
     assert latest.checkpoint["id"] == max(found.checkpoint["id"] for found in theirs)
 
 
-@pytest.mark.clause("F7")
-def test_both_may_write_one_thread(durable: Target, saver: Subject) -> None:
-    assert durable.official is not None
+@clause("F7")
+@pytest.mark.parametrize("backend", DURABLE)
+def test_both_may_write_one_thread(target: Ours, saver: Subject) -> None:
+    assert target.official is not None
     saver.put("t", "1", {"x": [1], "y": 1})
-    with durable.official() as official:
+    with target.official() as official:
         versions = {"x": "1.x", "y": "1.y", "z": 2}
         official.put(at("t", "1"), bare("2", {"x": [1], "y": 1, "z": [2]}, versions), {}, {"z": 2})
         saver.put("t", "3", {"w": [3]}, parent="2", versions=versions | {"w": 3}, new={"w": 3})

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME, SCHEDULED, TASKS, _DeltaSnapshot
 
-from tests.contract.kinds import ANY_JSON, ANY_TEXT, ANY_VALUE, ID_TEXT, VALUES, Point
+from persistence.testing.kinds import ANY_JSON, ANY_TEXT, ANY_VALUE, ID_TEXT, VALUES, Point
 
 
 def mostly(usual: st.SearchStrategy[Any], rare: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

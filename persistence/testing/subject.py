@@ -49,16 +49,26 @@ class LoopThread:
 
 @dataclass
 class Target:
-    """A column of the matrix."""
+    """An empty database, and what the suite must know about it."""
 
     backend: str
+    """A name, for reports."""
     colour: str
+    """``"sync"`` or ``"async"``: the fixture of that name."""
     dsn: str
     password: str | None = None
-    official: Callable[[], Any] | None = None
-    """A context manager with LangGraph's own saver on the same database, where there is one."""
+    """The password in the DSN; it must not be seen anywhere."""
+    has_tables: bool = False
+    """The tables are there already, and opening the database need not make them."""
     raw: Callable[[], bytes] | None = None
     """Everything that is stored, as bytes, where it can be looked at from outside."""
+    preamble: str = ""
+    """Python that other processes run first, where the scheme is not found by its entry point."""
+
+    @property
+    def is_durable(self) -> bool:
+        """What was stored is there after the close."""
+        return self.raw is not None
 
 
 @dataclass

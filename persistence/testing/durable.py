@@ -1,0 +1,135 @@
+"""What is there after the end of a process, and what can be read from outside: clauses W6, F6, S1, S2."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from persistence.errors import EncryptionError
+from persistence.testing.fixtures import Opener
+from persistence.testing.marks import clause
+from persistence.testing.subject import Subject, Target, at, fresh
+
+KEY = "0123456789abcdef"
+SECRET = "attack-at-dawn"
+
+
+def fill(saver: Subject) -> str:
+    thread = fresh()
+    values: dict[str, Any] = {
+        "text": SECRET,
+        "list": [SECRET],
+        "number": 918273645546372819,
+        "float": 0.918273645,
+    }
+    config = saver.put(thread, "1", values, metadata={"public": "yes"})
+    saver.put_writes(config, [("text", SECRET), ("__error__", SECRET), ("number", 918273645546372819)])
+    saver.put(thread, "2", {"unversioned": SECRET}, parent="1", versions={"text": "1.text"}, new={})
+    saver.put(thread, "3", {"text": SECRET + "!"}, parent="2", versions={"text": "1.text"})
+    return thread
+
+
+@clause("S1")
+def test_no_value_is_stored_in_plaintext(target: Target, opened: Opener) -> None:
+    saver = opened(encryption_key=KEY)
+    thread = fill(saver)
+    assert saver.values(thread, "1")["text"] == SECRET
+    assert saver.values(thread, "2") == {"text": SECRET, "unversioned": SECRET}
+    assert saver.values(thread) == {"text": SECRET + "!"}
+    assert target.raw is not None
+    stored = target.raw()
+    assert b"public" in stored
+    for plain in (SECRET.encode(), b"918273645", b"YXR0YWNrLWF0", (918273645546372819).to_bytes(8, "big")):
+        assert plain not in stored
+    assert saver.ids(at(thread), filter={"public": "yes"}) == ["1"]
+    saver.close()
+    plain_again = opened()
+    with pytest.raises(EncryptionError):
+        plain_again.get(thread, "1")
+
+
+@clause("S1")
+def test_plaintext_would_be_found(target: Target, opened: Opener) -> None:
+    """The test above can fail: without a key the values are there to be seen."""
+    fill(opened())
+    assert target.raw is not None
+    assert SECRET.encode() in target.raw()
+
+
+@clause("S2")
+@pytest.mark.parametrize("values", [{"x": [1]}, {"x": "short"}, {"x": 1}, {"x": None}], ids=str)
+def test_plaintext_is_refused_under_encryption(
+    target: Target, opened: Opener, values: dict[str, Any]
+) -> None:
+    plain = opened()
+    config = plain.put("t", "1", values)
+    plain.put_writes(config, [("x", values["x"])])
+    plain.close()
+    strict = opened(encryption_key=KEY)
+    with pytest.raises(EncryptionError):
+        strict.get("t")
+    with pytest.raises(EncryptionError):
+        strict.list(at("t"))
+    strict.close()
+    lenient = opened(encryption_key=KEY, allow_plaintext=True)
+    assert lenient.values("t") == values
+    lenient.put("t", "2", {"y": [2]}, parent="1", versions={"x": "1.x", "y": 2}, new={"y": 2})
+    assert lenient.values("t") == {**values, "y": [2]}
+
+
+OPENER = """
+import sys, persistence
+from persistence.settings import Settings
+from persistence.testing.subject import at, bare
+
+with persistence.open(sys.argv[1], settings=Settings(setup_on_open=False)) as db:
+    for i in range(5):
+        db.checkpointer.put(at(sys.argv[2]), bare(str(i), {"x": [i]}), {}, {"x": 1})
+"""
+
+
+@clause("F6", "R7")
+def test_several_processes_on_one_database(target: Target, saver: Subject) -> None:
+    command = [sys.executable, "-c", target.preamble + OPENER, target.dsn]
+    processes = [subprocess.Popen([*command, f"t{number}"]) for number in range(3)]
+    saver.put("own", "1", {})
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert len(saver.ids()) == 16
+
+
+WRITER = """
+import sys, persistence
+from persistence.settings import Settings
+from persistence.testing.subject import at, bare
+
+with persistence.open(sys.argv[1], settings=Settings(setup_on_open=False)) as db:
+    for i in range(10_000):
+        config = db.checkpointer.put(at("t"), bare(f"{i:05}", {"x": [i], "y": i}), {}, {"x": 1, "y": 1})
+        db.checkpointer.put_writes(config, [("a", i), ("b", [i])], "task")
+        print(i, flush=True)
+"""
+
+
+@clause("W3", "W6")
+def test_what_was_acknowledged_survives_a_kill(target: Target, saver: Subject) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", target.preamble + WRITER, target.dsn], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 40:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+    acknowledged = [int(line), *(int(more) for more in process.stdout.read().split())]
+    process.stdout.close()
+    process.wait(10)
+    stored = {int(found.config["configurable"]["checkpoint_id"]): found for found in saver.list(at("t"))}
+    assert set(range(max(acknowledged) + 1)) <= set(stored)
+    for i in range(max(acknowledged) + 1):
+        assert stored[i].checkpoint["channel_values"] == {"x": [i], "y": i}
+        assert stored[i].pending_writes == [("task", "a", i), ("task", "b", [i])]
