@@ -7,94 +7,81 @@
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Callable
+from collections import Counter
 from copy import deepcopy
 from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from persistence.testing import strategies as some
 from persistence.testing.marks import clause
 from persistence.testing.model import Model
-from persistence.testing.subject import Subject
+from persistence.testing.replay import Script, change, difference, identical, outcome, wreck
+from persistence.testing.subject import Subject, at
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
-
-
-def identical(left: Any, right: Any) -> bool:
-    """Equal and of equal type, all the way down; 0.0 is not -0.0, and NaN is itself."""
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, float):
-        return struct.pack("d", left) == struct.pack("d", right) or (left != left and right != right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(identical(left[key], right[key]) for key in left)
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(identical, left, right))
-    if hasattr(left, "__dict__") and not isinstance(left, type):
-        return bool(left == right) or identical(vars(left), vars(right))
-    return bool(left == right) or repr(left) == repr(right)  # a NaN inside
-
-
-def difference(left: Any, right: Any, path: str = "answer") -> str:
-    """Where two answers differ first."""
-    if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
-        parts = [(left[key], right[key], f"{path}[{key!r}]") for key in left]
-    elif isinstance(left, (list, tuple)) and type(left) is type(right) and len(left) == len(right):
-        parts = [(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(left, right, strict=True))]
-    else:
-        parts = []
-    for a, b, at in parts:
-        if not identical(a, b):
-            return difference(a, b, at)
-    return f"{path}\n  gave  {left!r}\n  model {right!r}"
-
-
-def outcome(call: Callable[[], Any]) -> Any:
-    """What a call returns, or the type of its error."""
-    try:
-        return call()
-    except Exception as error:  # noqa: BLE001 - any error is an answer to be compared
-        return type(error)
 
 
 class Differential(RuleBasedStateMachine):
     """One step is one call of one method, on the model and on every saver."""
 
     subjects: ClassVar[dict[str, Subject]]
-    steps: ClassVar[int] = 0
+    script: ClassVar[Script]
+    answers: ClassVar[Counter[tuple[str, str]]]
+    """Steps so far, by method and whether the call was answered or refused."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model = Model()
         self.given: list[Any] = []
         """Values the savers were given, to be changed and given again."""
-        self.threads: set[str] = set()
-        """All that were ever used."""
+        for subject in self.subjects.values():
+            self.script.undo(subject)  # what the example before has left
+        type(self).script = Script()
 
     def same(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Make a call everywhere, and compare."""
-        type(self).steps += 1
-        expected = outcome(lambda: getattr(self.model, name)(*args, **kwargs))
+        call = self.script.add(name, args, kwargs)
+        expected = outcome(self.model, call)
+        type(self).answers[name, "refused" if isinstance(expected, type) else "answered"] += 1
         for column, subject in self.subjects.items():
-            answer = outcome(lambda s=subject: s.call(name, *args, **kwargs))  # type: ignore[misc]
-            assert identical(answer, expected), (
-                f"{column}: {name}(*{args!r}, **{kwargs!r}): {difference(answer, expected)}"
-            )
+            answer = outcome(subject, call)
+            if not identical(answer, expected):
+                raise AssertionError(self.script.report(column, subject, difference(answer, expected)))
             wreck(answer)  # V7
-        self.threads.update(thread for thread, _, _ in (*self.model.rows, *self.model.writes))
         return expected
 
-    @rule(config=some.CONFIGS, checkpoint=some.checkpoints(), metadata=some.METADATA)
-    def put(self, config: Any, checkpoint: Any, metadata: Any) -> None:
-        checkpoint, new = deepcopy(checkpoint)
+    def known(self, data: st.DataObject, other: st.SearchStrategy[Any]) -> Any:
+        """A config that names a stored checkpoint, three times in four."""
+        places = sorted(self.model.rows)
+        if not places or not data.draw(st.integers(0, 3)):
+            return data.draw(other)
+        return at(*(data.draw(st.sampled_from(places))[part] for part in (0, 2, 1)))
+
+    @initialize(puts=st.lists(some.PUTS, min_size=1, max_size=4))
+    def begin(self, puts: Any) -> None:
+        """So that the rules meet something."""
+        for config, given, metadata in puts:
+            self.put(config, given, metadata)
+
+    def put(self, config: Any, given: Any, metadata: Any) -> None:
+        checkpoint, new = deepcopy(given)
         stored = self.same("put", config, checkpoint, metadata, new)
         if isinstance(stored, dict):
             self.given.append((config, checkpoint))
             self.same("get_tuple", stored)
+
+    @rule(data=st.data(), given=some.checkpoints(), metadata=some.METADATA)
+    def put_anything(self, data: st.DataObject, given: Any, metadata: Any) -> None:
+        self.put(self.known(data, some.CONFIGS), given, metadata)
 
     @precondition(lambda self: self.given)
     @rule(data=st.data(), id_=some.CHECKPOINTS, metadata=some.METADATA)
@@ -104,7 +91,7 @@ class Differential(RuleBasedStateMachine):
         for value in before.get("channel_values", {}).values():
             change(value)
         changed = data.draw(st.dictionaries(some.CHANNELS, some.CHANNEL_VALUES, max_size=2))
-        new = {channel: f"{channel}.{type(self).steps}" for channel in changed}
+        new = {channel: f"{channel}.{len(self.script.calls)}" for channel in changed}
         checkpoint = before | {"id": id_}
         checkpoint["channel_values"] = before.get("channel_values", {}) | changed
         checkpoint["channel_versions"] = before.get("channel_versions", {}) | new
@@ -112,21 +99,26 @@ class Differential(RuleBasedStateMachine):
         stored = self.same("put", config, checkpoint, metadata, new)
         if isinstance(stored, dict):
             self.given.append((config, checkpoint))
+            self.same("get_tuple", stored)
 
-    @rule(config=some.configs(exact=True), writes=some.WRITES, task=some.TASK_IDS, path=some.PATHS)
-    def put_writes(self, config: Any, writes: Any, task: Any, path: Any) -> None:
+    @rule(data=st.data(), writes=some.WRITES, task=some.TASK_IDS, path=some.PATHS)
+    def put_writes(self, data: st.DataObject, writes: Any, task: Any, path: Any) -> None:
+        config = self.known(data, some.configs(exact=True))
         self.same("put_writes", config, writes, task, path)
-
-    @rule(config=some.CONFIGS)
-    def get_tuple(self, config: Any) -> None:
         self.same("get_tuple", config)
 
-    @rule(config=some.LISTINGS, wanted=some.FILTERS, before=some.BEFORES, limit=some.LIMITS)
-    def listing(self, config: Any, wanted: Any, before: Any, limit: Any) -> None:
+    @rule(data=st.data())
+    def get_tuple(self, data: st.DataObject) -> None:
+        self.same("get_tuple", self.known(data, some.CONFIGS))
+
+    @rule(data=st.data(), wanted=some.FILTERS, limit=some.LIMITS)
+    def listing(self, data: st.DataObject, wanted: Any, limit: Any) -> None:
+        config, before = data.draw(some.LISTINGS), self.known(data, some.BEFORES)
         self.same("list", config, filter=wanted, before=before, limit=limit)
 
-    @rule(config=some.CONFIGS, channels=st.lists(some.CHANNELS, max_size=3) | st.just("dx"))
-    def history(self, config: Any, channels: Any) -> None:
+    @rule(data=st.data(), channels=some.mostly(st.lists(some.CHANNELS, max_size=3), st.just("dx")))
+    def history(self, data: st.DataObject, channels: Any) -> None:
+        config = self.known(data, some.CONFIGS)
         self.same("get_delta_channel_history", config=config, channels=channels)
 
     @rule(thread=some.THREADS)
@@ -134,14 +126,14 @@ class Differential(RuleBasedStateMachine):
         self.same("delete_thread", thread)
 
     @rule(
-        threads=st.lists(some.THREADS, max_size=3) | st.just("t"),
-        strategy=st.sampled_from(["keep_latest"] * 4 + ["delete", "half"]),
+        threads=some.mostly(st.lists(some.THREADS, max_size=2), st.just("t")),
+        strategy=st.sampled_from(["keep_latest"] * 12 + ["delete", "half"]),
     )
     def prune(self, threads: Any, strategy: str) -> None:
         self.same("prune", threads, strategy=strategy)
         self.everything()
 
-    @rule(runs=st.lists(some.RUNS, max_size=2) | st.just("r"))
+    @rule(runs=some.mostly(st.lists(some.RUNS, max_size=2), st.just("r")))
     def delete_for_runs(self, runs: Any) -> None:
         self.same("delete_for_runs", runs)
         self.everything()
@@ -150,36 +142,15 @@ class Differential(RuleBasedStateMachine):
     def copy_thread(self, source: Any, to: Any) -> None:
         self.same("copy_thread", source, to)
 
-    @rule()
     def everything(self) -> None:
         self.same("list", None)
 
     def teardown(self) -> None:
-        """What is left is the same; then nothing is left, for the next example."""
+        """What is left is the same; and nothing is left of what is deleted."""
         self.everything()
-        for thread in sorted(self.threads):
+        for thread in sorted({place[0] for place in (*self.model.rows, *self.model.writes)}):
             self.same("delete_thread", thread)
         self.everything()
-
-
-def wreck(answer: Any) -> None:
-    """Change what a saver returned: it is the caller's."""
-    for found in answer if isinstance(answer, list) else [answer]:
-        if isinstance(found, tuple):
-            for value in found[1].get("channel_values", {}).values():
-                change(value)
-            found[1].clear()
-            found[2].clear()
-
-
-def change(value: Any) -> None:
-    """Change a value in place, where it can be."""
-    if isinstance(value, dict):
-        value["changed"] = True
-    elif isinstance(value, list):
-        value.append("changed")
-    elif isinstance(value, bytearray):
-        value += b"!"
 
 
 ALL = (
@@ -200,6 +171,8 @@ def drive(subjects: dict[str, Subject]) -> None:
         pass
 
     Machine.subjects = subjects
+    Machine.script = Script()
+    Machine.answers = Counter()
     profile = settings(
         max_examples=EXAMPLES or 20,
         stateful_step_count=int(os.environ.get("FUZZ_STEPS", "40")),
@@ -210,14 +183,14 @@ def drive(subjects: dict[str, Subject]) -> None:
             HealthCheck.data_too_large,
             HealthCheck.filter_too_much,
         ],
-        # Shrinking takes minutes, as each try drives all savers; the first difference says enough.
-        phases=(Phase.explicit, Phase.reuse, Phase.generate),
+        phases=(Phase.explicit, Phase.reuse, Phase.generate),  # the script shrinks itself, faster
     )
     try:
         run_state_machine_as_test(Machine, settings=profile)
     finally:
-        print(f"\n{Machine.steps} steps on {', '.join(subjects)}")  # noqa: T201 - what make fuzz is asked
-    assert Machine.steps
+        counts = ", ".join(f"{name} {how}: {n}" for (name, how), n in sorted(Machine.answers.items()))
+        print(f"\n{Machine.answers.total()} steps on {', '.join(subjects)} ({counts})")  # noqa: T201 - what make fuzz is asked
+    assert Machine.answers
 
 
 @clause(*ALL)

@@ -33,8 +33,8 @@ def names(*usual: Any) -> st.SearchStrategy[Any]:
     return mostly(st.sampled_from(usual), STRANGE_IDS)
 
 
-THREADS = names("t", "u", "T", 5, "5")
-NAMESPACES = names("", None, "a", "a|b:0f3c", "b:1", 0)
+THREADS = names("t", "t", "t", "u", 5, "5")
+NAMESPACES = names("", "", None, "a", "a|b:0f3c", "b:1", 0)
 CHECKPOINTS = names("1", "2", "3", "B", "a", 2, "é")
 TASK_IDS = names("one", "two", 3)
 PATHS = names("", "p", "~1", "q")
@@ -138,6 +138,7 @@ def checkpoints(draw: st.DrawFn) -> tuple[Any, dict[Any, Any]]:
     return checkpoint, new
 
 
+PUTS = st.tuples(configs(), checkpoints(), METADATA)
 WRITES = st.lists(st.tuples(WRITE_CHANNELS, CHANNEL_VALUES), max_size=4)
 CONFIGS = configs()
 LISTINGS: st.SearchStrategy[Any] = st.none() | st.just({}) | CONFIGS
