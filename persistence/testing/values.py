@@ -232,6 +232,18 @@ def test_version_used_twice_does_not_change_the_other_checkpoint(saver: Subject)
         assert saver.values(t, "3") == {}
 
 
+@clause("V5", "W1")
+def test_value_of_a_replaced_checkpoint_is_gone(saver: Subject) -> None:
+    """A version that no checkpoint names any more names no value."""
+    for value in (["new"], 7, "text", None):
+        for given in ({"x": value}, {}):
+            t = fresh()
+            saver.put(t, "1", {"x": ["old"]}, versions={"x": "1"})
+            saver.put(t, "1", {"y": 1})
+            saver.put(t, "2", given, parent="1", versions={"x": "1"}, new={})
+            assert same(saver.values(t), given)
+
+
 @clause("V5", "V7")
 def test_mutated_value_does_not_leak_in(saver: Subject) -> None:
     value, metadata = {"list": [1]}, {"tags": ["a"]}

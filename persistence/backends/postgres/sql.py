@@ -20,6 +20,13 @@ def _here(alias: str) -> str:
 # a sub-select has the same estimate with and without its value. So the plan of a prepared statement
 # costs no more than one made anew, and is kept: to plan these takes longer than to run them.
 
+
+def _marker(alias: str) -> str:
+    return f"""jsonb_build_object('__persistence__', CASE
+        WHEN {alias}.type IS NOT NULL THEN jsonb_build_array({alias}.type, encode({alias}.blob, 'base64'))
+    END)"""
+
+
 # Channels whose value comes with the call. Where the version already names another value in the
 # blob table, the row gets a marker that holds this one, and other checkpoints keep theirs.
 _OWN = f"""
@@ -30,9 +37,7 @@ own AS (
     ) AS o(channel, version, type, blob)
 ),
 clash AS (
-    SELECT own.channel, jsonb_build_object('__persistence__', CASE
-        WHEN own.type IS NOT NULL THEN jsonb_build_array(own.type, encode(own.blob, 'base64'))
-    END) AS value
+    SELECT own.channel, {_marker("own")} AS value
     FROM own CROSS JOIN LATERAL (
         SELECT b.type, b.blob FROM checkpoint_blobs b
         WHERE {_here("b")} AND b.channel = own.channel AND b.version = own.version OFFSET 0
@@ -40,17 +45,22 @@ clash AS (
     WHERE b.type <> 'empty' AND (own.type IS NULL OR own.type <> b.type OR own.blob <> b.blob)
 )"""
 
+
 # Channels that keep what is stored for their version: in the parent's row or in the blob table.
 # Only where nothing is stored the value of the call is taken. Where the parent does not know the
-# version, which calls of LangGraph's own do not meet, all other checkpoints must be asked (_SEARCH).
-_KEPT = f"""
+# version, which calls of LangGraph's own do not meet, all other checkpoints must be asked (_SEARCH),
+# because a blob may be left of one that was replaced.
+def _kept(search: bool) -> str:
+    named, or_named = ("b.named,", "ELSE b.named -> 0") if search else ("", "")
+    return f"""
 parent AS MATERIALIZED (
     SELECT p.checkpoint -> 'channel_versions' AS versions, p.checkpoint -> 'channel_values' AS held
     FROM checkpoints p WHERE {_here("p")} AND p.checkpoint_id = %(parent)s
 ),
 kept AS MATERIALIZED (
     SELECT k.channel, k.version, k.type, k.blob, s.is_known,
-        CASE WHEN s.found IS NOT NULL THEN s.found WHEN NOT s.has_blob THEN k.inline::jsonb END AS value,
+        CASE WHEN s.found IS NOT NULL THEN s.found WHEN NOT s.has_blob THEN k.inline::jsonb
+        {_OTHER_THAN_LEFT if search else ""} END AS value,
         s.found IS NULL AND NOT s.has_blob AND k.type IS NOT NULL AS stored
     FROM unnest(
         (SELECT %(kept_channels)s::text[]), (SELECT %(kept_versions)s::text[]),
@@ -58,26 +68,43 @@ kept AS MATERIALIZED (
     ) AS k(channel, version, inline, type, blob)
     LEFT JOIN parent ON true
     CROSS JOIN LATERAL (
-        SELECT b.has_blob,
-            COALESCE(parent.versions ->> k.channel = k.version, false) OR b.has_blob AS is_known,
-            CASE WHEN parent.versions ->> k.channel = k.version THEN parent.held -> k.channel {{}}
-            END AS found
+        SELECT b.has_blob, b.is_known, {named}
+            CASE WHEN b.is_known THEN parent.held -> k.channel {or_named} END AS found
         FROM (
             SELECT EXISTS (
                 SELECT 1 FROM checkpoint_blobs b WHERE {_here("b")}
                 AND b.channel = k.channel AND b.version = k.version AND b.type <> 'empty'
-            ) AS has_blob OFFSET 0
+            ) AS has_blob,
+            {_SEARCH if search else ""}
+            COALESCE(parent.versions ->> k.channel = k.version, false) AS is_known OFFSET 0
         ) AS b OFFSET 0
     ) AS s
 )"""
-_SEARCH = f"""WHEN NOT b.has_blob THEN (
+
+
+# The value of the largest id that names the version and has one: [] if that is in the blob table.
+_SEARCH = f"""(
                 SELECT (array_agg(
-                    c.checkpoint -> 'channel_values' -> k.channel ORDER BY c.checkpoint_id COLLATE "C" DESC
+                    CASE WHEN v.held ? k.channel THEN jsonb_build_array(v.held -> k.channel) ELSE '[]' END
+                    ORDER BY c.checkpoint_id COLLATE "C" DESC
                 ))[1]
-                FROM checkpoints c WHERE {_here("c")}
-                AND c.checkpoint -> 'channel_versions' ->> k.channel = k.version
-                AND c.checkpoint -> 'channel_values' ? k.channel
-            )"""
+                FROM checkpoints c
+                CROSS JOIN LATERAL (SELECT COALESCE(c.checkpoint -> 'channel_values', '{{}}') AS held) AS v
+                WHERE {_here("c")} AND c.checkpoint -> 'channel_versions' ->> k.channel = k.version
+                AND CASE WHEN v.held ? k.channel
+                    THEN v.held -> k.channel <> '{{"__persistence__": null}}'
+                    ELSE EXISTS (
+                        SELECT 1 FROM checkpoint_blobs b WHERE {_here("b")}
+                        AND b.channel = k.channel AND b.version = k.version AND b.type <> 'empty'
+                    ) END
+            ) AS named,"""
+# The call's value, where nobody names the version: beside a blob that is left, unless it is the same.
+_OTHER_THAN_LEFT = f"""WHEN NOT s.is_known AND s.named IS NULL THEN COALESCE(
+        k.inline::jsonb, CASE WHEN NOT EXISTS (
+            SELECT 1 FROM checkpoint_blobs b WHERE {_here("b")}
+            AND b.channel = k.channel AND b.version = k.version AND b.type = k.type AND b.blob = k.blob
+        ) THEN {_marker("k")} END
+        )"""
 _ALL_KNOWN = "NOT EXISTS (SELECT 1 FROM kept WHERE NOT is_known)"
 
 _ROWS_OF = {
@@ -97,7 +124,7 @@ def put(*, own: bool, kept: bool, search: bool = False) -> str:
         search: Look for such versions in all checkpoints of the namespace.
     """
     parts = [name for name, there in (("own", own), ("kept", kept)) if there]
-    steps = [step for step, there in ((_OWN, own), (_KEPT.format(_SEARCH if search else ""), kept)) if there]
+    steps = [step for step, there in ((_OWN, own), (_kept(search), kept)) if there]
     condition = f"WHERE {_ALL_KNOWN}" if kept and not search else ""
     values = "%(values)s::jsonb"
     if parts:
