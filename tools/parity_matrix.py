@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -24,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "parity.md"
 CONTRACT = ROOT / "docs" / "contract.md"
 SUITE = "tests/contract"
+SIX = [(backend, colour) for backend in ("memory", "postgres", "sqlite") for colour in ("async", "sync")]
+"""The columns of a test that drives all savers at once."""
 
 # What a clause promises and no test shows yet. A row with an entry is not called complete.
 NOT_YET = {
@@ -46,15 +49,17 @@ class Results:
 
     passed: Counter[tuple[str, Column]] = field(default_factory=Counter)
     failed: Counter[tuple[str, Column]] = field(default_factory=Counter)
+    examples: Counter[tuple[str, Column]] = field(default_factory=Counter)
     columns: list[Column] = field(default_factory=list)
     skipped: int = 0
 
     def cell(self, clause: str, column: Column) -> str:
-        """One cell: the number of tests, and whether all of them passed."""
+        """One cell: how many tests, whether all of them passed, and the examples that were generated."""
         bad, good = self.failed[clause, column], self.passed[clause, column]
         if bad:
             return f"**{bad} of {bad + good} fail**"
-        return f"✓ {good}" if good else "-"
+        examples = self.examples[clause, column]
+        return (f"✓ {good}" + (f" ({examples})" if examples else "")) if good else "-"
 
 
 def read(path: Path) -> Results:
@@ -65,15 +70,15 @@ def read(path: Path) -> Results:
         if found is None:
             continue
         about = json.loads(found.attrib["value"])
-        column = (about["backend"], about["colour"])
-        if column not in results.columns:
-            results.columns.append(column)
+        columns = [tuple(about["column"])] if about["column"] else SIX
+        results.columns += [column for column in columns if column not in results.columns]
         if case.find("skipped") is not None:
             results.skipped += 1
             continue
         bad = case.find("failure") is not None or case.find("error") is not None
-        for clause in about["clauses"]:
-            (results.failed if bad else results.passed)[clause, column] += 1
+        for cell in product(about["clauses"], columns):
+            (results.failed if bad else results.passed)[cell] += 1
+            results.examples[cell] += about["examples"]
     return results
 
 
@@ -89,10 +94,10 @@ def render(results: Results) -> str:
         "# Parity matrix",
         "",
         "Made by `tools/parity_matrix.py` from a run of `tests/contract`; not to be edited. A cell counts",
-        "the tests that prove a [clause](contract.md) on one backend in one colour; a test is the same code",
-        "in every column. A test with Hypothesis counts once, and tries 40 examples. LangGraph's conformance",
-        "suite drives savers by their asynchronous methods. A backend that can be looked at from outside has",
-        "more tests: raw bytes, killed processes, official savers.",
+        "the tests that prove a [clause](contract.md) on one backend in one colour, and in brackets the",
+        "examples that Hypothesis generated for them; a test is the same code in every column. LangGraph's",
+        "conformance suite drives savers by their asynchronous methods. A backend that can be looked at from",
+        "outside has more tests: raw bytes, killed processes, official savers. `make fuzz` tries more.",
         "",
         "| clause | " + " | ".join(f"{backend}, {colour}" for backend, colour in columns) + " | not yet |",
         "|---|" + "---|" * (len(columns) + 1),

@@ -22,12 +22,13 @@ from hypothesis.stateful import (
 )
 
 from persistence.testing import strategies as some
-from persistence.testing.marks import clause
+from persistence.testing.marks import clause, tries
 from persistence.testing.model import Model
 from persistence.testing.replay import Script, change, difference, identical, outcome, wreck
 from persistence.testing.subject import Subject, at
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
+EXAMPLES = 20
+MORE_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 
 
 class Differential(RuleBasedStateMachine):
@@ -174,9 +175,9 @@ def drive(subjects: dict[str, Subject]) -> None:
     Machine.script = Script()
     Machine.answers = Counter()
     profile = settings(
-        max_examples=EXAMPLES or 20,
+        max_examples=MORE_EXAMPLES or EXAMPLES,
         stateful_step_count=int(os.environ.get("FUZZ_STEPS", "40")),
-        derandomize=not EXAMPLES,
+        derandomize=not MORE_EXAMPLES,
         deadline=None,
         suppress_health_check=[
             HealthCheck.too_slow,
@@ -194,5 +195,6 @@ def drive(subjects: dict[str, Subject]) -> None:
 
 
 @clause(*ALL)
+@tries(EXAMPLES)
 def test_saver_and_the_model_agree(saver: Subject) -> None:
     drive({f"{saver.target.backend}-{saver.target.colour}": saver})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from functools import wraps
 from typing import Any, TypeVar
 
 import pytest
@@ -13,10 +11,7 @@ from hypothesis import HealthCheck, given, settings
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 CLAUSES = "__contract_clauses__"
-EXAMPLES = 40
-
-tried: Counter[str] = Counter()
-"""Generated examples that each test has tried in this process, by the test's name."""
+EXAMPLES = "__contract_examples__"
 
 
 def clause(*ids: str) -> Callable[[Test], Test]:
@@ -32,17 +27,22 @@ def clause(*ids: str) -> Callable[[Test], Test]:
     return mark
 
 
+def tries(examples: int) -> Callable[[Test], Test]:
+    """Say how many examples a test generates."""
+
+    def mark(test: Test) -> Test:
+        setattr(test, EXAMPLES, examples)
+        return test
+
+    return mark
+
+
 def generated(**strategies: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Try a test with generated arguments: always the same ones, so that a failure is no accident."""
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
-        @wraps(test)
-        def counted(*args: Any, **kwargs: Any) -> None:
-            tried[test.__name__] += 1
-            test(*args, **kwargs)
-
         profile = settings(
-            max_examples=EXAMPLES,
+            max_examples=40,
             deadline=None,
             derandomize=True,
             database=None,
@@ -50,7 +50,7 @@ def generated(**strategies: Any) -> Callable[[Callable[..., None]], Callable[...
         )
         # A pool's own threads draw their jitter from `random` while Hypothesis watches it.
         quiet = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
-        decorated: Callable[..., None] = quiet(profile(given(**strategies)(counted)))
-        return decorated
+        decorated: Callable[..., None] = quiet(profile(given(**strategies)(test)))
+        return tries(profile.max_examples)(decorated)
 
     return decorate

@@ -27,7 +27,7 @@ from psycopg.rows import dict_row
 import persistence
 from persistence.settings import Settings
 from persistence.testing.fixtures import *
-from persistence.testing.marks import CLAUSES
+from persistence.testing.marks import CLAUSES, EXAMPLES
 from persistence.testing.subject import Target
 from tests.support import query_form
 
@@ -51,11 +51,12 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Tell the matrix (``tools/parity_matrix.py`` reads the JUnit file) what a test is about."""
-    clauses = getattr(getattr(item, "function", None), CLAUSES, None)
+    test = getattr(item, "function", None)
+    clauses = getattr(test, CLAUSES, None)
     if clauses and call.when == "setup":
         spec = getattr(item, "callspec", None)
         column = [spec.params[name] for name in ("backend", "colour")] if spec else None
-        row = {"clauses": clauses, "column": column}
+        row = {"clauses": clauses, "column": column, "examples": getattr(test, EXAMPLES, 0)}
         item.user_properties.append(("parity", json.dumps(row)))
     return (yield)
 

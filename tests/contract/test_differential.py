@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from persistence.settings import Settings
-from persistence.testing.differential import ALL, drive
-from persistence.testing.marks import clause
+from persistence.testing.differential import ALL, EXAMPLES, drive
+from persistence.testing.marks import clause, tries
 from persistence.testing.subject import LoopThread, Subject, Target
 from tests.support import query_form
 
@@ -40,5 +40,6 @@ def savers(contract_postgres: str, tmp_path: Path, loop_thread: LoopThread) -> I
 
 
 @clause(*ALL)
+@tries(EXAMPLES)
 def test_six_savers_and_the_model_agree(savers: dict[str, Subject]) -> None:
     drive(savers)
