@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import assume
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from persistence.errors import InvalidInputError
 from persistence.testing.kinds import ANY_JSON, ANY_METADATA, ANY_TEXT, ANY_VALUE, ID_TEXT, VALUES
@@ -224,19 +225,21 @@ def test_value_that_was_never_stored_is_not_lost(saver: Subject) -> None:
 def test_version_used_twice_does_not_change_the_other_checkpoint(saver: Subject) -> None:
     for first, second in product([[1], 1, True], [[2], 2, True, None]):
         t = fresh()
+        saver.put(t, "0", {}, versions={"x": 1})
         saver.put(t, "1", {"x": first}, versions={"x": 1})
         saver.put(t, "2", {"x": second}, versions={"x": 1}, parent="1")
         saver.put(t, "3", {}, versions={"x": 1}, parent="2", new={"x": 1})
         assert same(saver.values(t, "1"), {"x": first})
         assert same(saver.values(t, "2"), {"x": second})
         assert saver.values(t, "3") == {}
+        assert saver.values(t, "0") == {}
 
 
 @clause("V5", "W1")
 def test_value_of_a_replaced_checkpoint_is_gone(saver: Subject) -> None:
     """A version that no checkpoint names any more names no value."""
     for value in (["new"], 7, "text", None):
-        for given in ({"x": value}, {}):
+        for given in ({"x": value}, {"x": _DeltaSnapshot(value)}, {}):
             t = fresh()
             saver.put(t, "1", {"x": ["old"]}, versions={"x": "1"})
             saver.put(t, "1", {"y": 1})

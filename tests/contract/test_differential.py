@@ -22,7 +22,9 @@ SCHEMAS = {"sync": "public", "async": "other"}
 def savers(contract_postgres: str, tmp_path: Path, loop_thread: LoopThread) -> Iterator[dict[str, Subject]]:
     """Each on its own database, which need not survive a crash."""
     with psycopg.connect(contract_postgres, autocommit=True) as conn:
-        conn.execute("CREATE SCHEMA IF NOT EXISTS other")
+        conn.execute("TRUNCATE checkpoints, checkpoint_blobs, checkpoint_writes")
+        conn.execute("DROP SCHEMA IF EXISTS other CASCADE")
+        conn.execute("CREATE SCHEMA other")
     server = "postgresql://" + query_form(contract_postgres) + "&options=-c%20synchronous_commit%3Doff"
     with ExitStack() as stack:
         subjects = {}

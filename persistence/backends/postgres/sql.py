@@ -21,14 +21,19 @@ def _here(alias: str) -> str:
 # costs no more than one made anew, and is kept: to plan these takes longer than to run them.
 
 
+def _blob(alias: str, columns: str) -> str:
+    return f"""SELECT {columns} FROM checkpoint_blobs b
+            WHERE {_here("b")} AND b.channel = {alias}.channel AND b.version = {alias}.version"""
+
+
 def _marker(alias: str) -> str:
     return f"""jsonb_build_object('__persistence__', CASE
-        WHEN {alias}.type IS NOT NULL THEN jsonb_build_array({alias}.type, encode({alias}.blob, 'base64'))
+        WHEN {alias}.type <> 'empty' THEN jsonb_build_array({alias}.type, encode({alias}.blob, 'base64'))
     END)"""
 
 
-# Channels whose value comes with the call. Where the version already names another value in the
-# blob table, the row gets a marker that holds this one, and other checkpoints keep theirs.
+# Channels whose value comes with the call; 'empty' where there is none. Where the version already
+# names something else in the blob table, the row gets a marker, and other checkpoints keep theirs.
 _OWN = f"""
 own AS (
     SELECT * FROM unnest(
@@ -38,52 +43,52 @@ own AS (
 ),
 clash AS (
     SELECT own.channel, {_marker("own")} AS value
-    FROM own CROSS JOIN LATERAL (
-        SELECT b.type, b.blob FROM checkpoint_blobs b
-        WHERE {_here("b")} AND b.channel = own.channel AND b.version = own.version OFFSET 0
-    ) AS b
-    WHERE b.type <> 'empty' AND (own.type IS NULL OR own.type <> b.type OR own.blob <> b.blob)
+    FROM own CROSS JOIN LATERAL ({_blob("own", "b.type, b.blob")} OFFSET 0) AS b
+    WHERE own.type <> b.type OR own.blob IS DISTINCT FROM b.blob
 )"""
 
 
 # Channels that keep what is stored for their version: in the parent's row or in the blob table.
-# Only where nothing is stored the value of the call is taken. Where the parent does not know the
-# version, which calls of LangGraph's own do not meet, all other checkpoints must be asked (_SEARCH),
-# because a blob may be left of one that was replaced.
+# Only where nothing is stored the value of the call is taken; without a type it is in `inline`.
+# Where the parent does not know the version, which calls of LangGraph's own do not meet, all other
+# checkpoints must be asked (_SEARCH), because a blob may be left of one that was replaced.
 def _kept(search: bool) -> str:
-    named, or_named = ("b.named,", "ELSE b.named -> 0") if search else ("", "")
+    named, is_named, found = "", "s.is_known", "CASE WHEN s.is_known THEN parent.held -> k.channel END"
+    if search:
+        named, is_named = f"({_SEARCH}) AS named,", "(s.is_known OR s.named IS NOT NULL)"
+        found = "CASE WHEN s.is_known THEN parent.held -> k.channel ELSE s.named -> 0 END"
     return f"""
 parent AS MATERIALIZED (
     SELECT p.checkpoint -> 'channel_versions' AS versions, p.checkpoint -> 'channel_values' AS held
     FROM checkpoints p WHERE {_here("p")} AND p.checkpoint_id = %(parent)s
 ),
 kept AS MATERIALIZED (
-    SELECT k.channel, k.version, k.type, k.blob, s.is_known,
-        CASE WHEN s.found IS NOT NULL THEN s.found WHEN NOT s.has_blob THEN k.inline::jsonb
-        {_OTHER_THAN_LEFT if search else ""} END AS value,
-        s.found IS NULL AND NOT s.has_blob AND k.type IS NOT NULL AS stored
+    SELECT k.channel, k.version, k.type, k.blob, f.is_known,
+        CASE WHEN f.is_stored THEN f.found
+            WHEN k.type IS NULL OR f.left IS NULL OR EXISTS (
+                {_blob("k", "1")} AND b.type = k.type AND b.blob IS NOT DISTINCT FROM k.blob
+            ) THEN k.inline::jsonb
+            ELSE {_marker("k")}
+        END AS value,
+        NOT f.is_stored AND f.left IS NULL AND k.type IS NOT NULL AS stored
     FROM unnest(
         (SELECT %(kept_channels)s::text[]), (SELECT %(kept_versions)s::text[]),
         (SELECT %(kept_inline)s::text[]), (SELECT %(kept_types)s::text[]), (SELECT %(kept_blobs)b::bytea[])
     ) AS k(channel, version, inline, type, blob)
     LEFT JOIN parent ON true
     CROSS JOIN LATERAL (
-        SELECT b.has_blob, b.is_known, {named}
-            CASE WHEN b.is_known THEN parent.held -> k.channel {or_named} END AS found
+        SELECT s.is_known, s.left, {found} AS found,
+            {is_named} AND COALESCE(s.left <> 'empty', false) OR {found} IS NOT NULL AS is_stored
         FROM (
-            SELECT EXISTS (
-                SELECT 1 FROM checkpoint_blobs b WHERE {_here("b")}
-                AND b.channel = k.channel AND b.version = k.version AND b.type <> 'empty'
-            ) AS has_blob,
-            {_SEARCH if search else ""}
-            COALESCE(parent.versions ->> k.channel = k.version, false) AS is_known OFFSET 0
-        ) AS b OFFSET 0
-    ) AS s
+            SELECT ({_blob("k", "b.type")}) AS left, {named}
+                COALESCE(parent.versions ->> k.channel = k.version, false) AS is_known OFFSET 0
+        ) AS s OFFSET 0
+    ) AS f
 )"""
 
 
 # The value of the largest id that names the version and has one: [] if that is in the blob table.
-_SEARCH = f"""(
+_SEARCH = f"""
                 SELECT (array_agg(
                     CASE WHEN v.held ? k.channel THEN jsonb_build_array(v.held -> k.channel) ELSE '[]' END
                     ORDER BY c.checkpoint_id COLLATE "C" DESC
@@ -93,22 +98,12 @@ _SEARCH = f"""(
                 WHERE {_here("c")} AND c.checkpoint -> 'channel_versions' ->> k.channel = k.version
                 AND CASE WHEN v.held ? k.channel
                     THEN v.held -> k.channel <> '{{"__persistence__": null}}'
-                    ELSE EXISTS (
-                        SELECT 1 FROM checkpoint_blobs b WHERE {_here("b")}
-                        AND b.channel = k.channel AND b.version = k.version AND b.type <> 'empty'
-                    ) END
-            ) AS named,"""
-# The call's value, where nobody names the version: beside a blob that is left, unless it is the same.
-_OTHER_THAN_LEFT = f"""WHEN NOT s.is_known AND s.named IS NULL THEN COALESCE(
-        k.inline::jsonb, CASE WHEN NOT EXISTS (
-            SELECT 1 FROM checkpoint_blobs b WHERE {_here("b")}
-            AND b.channel = k.channel AND b.version = k.version AND b.type = k.type AND b.blob = k.blob
-        ) THEN {_marker("k")} END
-        )"""
+                    ELSE EXISTS ({_blob("k", "1")} AND b.type <> 'empty')
+                END"""
 _ALL_KNOWN = "NOT EXISTS (SELECT 1 FROM kept WHERE NOT is_known)"
 
 _ROWS_OF = {
-    "own": "SELECT channel, version, type, blob FROM own WHERE type IS NOT NULL",
+    "own": "SELECT channel, version, type, blob FROM own",
     "kept": "SELECT channel, version, type, blob FROM kept WHERE stored",
 }
 
@@ -131,11 +126,10 @@ def put(*, own: bool, kept: bool, search: bool = False) -> str:
         # In the order of the key, so that two calls at once do not wait for each other in a circle.
         steps.append(f"""
 blobs AS (
-    INSERT INTO checkpoint_blobs AS t (thread_id, checkpoint_ns, channel, version, type, blob)
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
     SELECT %(thread)s, %(ns)s, r.* FROM ({" UNION ALL ".join(_ROWS_OF[p] for p in parts)}) AS r {condition}
     ORDER BY r.channel, r.version
-    ON CONFLICT (thread_id, checkpoint_ns, channel, version)
-    DO UPDATE SET type = EXCLUDED.type, blob = EXCLUDED.blob WHERE t.type = 'empty'
+    ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
 )""")
     for source in (["clash"] if own else []) + (["kept"] if kept else []):
         held = f"SELECT jsonb_object_agg(channel, value) FROM {source}"

@@ -17,6 +17,7 @@ from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 from persistence import rules
 from persistence.backends.postgres import sql
 from persistence.backends.postgres.values import (
+    EMPTY,
     is_inline,
     load_values,
     marker,
@@ -51,8 +52,8 @@ def put(put: rules.Put, serde: SerializerProtocol) -> Steps[None]:
 
 def _put_params(put: rules.Put, serde: SerializerProtocol) -> dict[str, Any]:
     held: dict[str, Any] = {}
-    own: list[tuple[str, str, str | None, bytes]] = []
-    kept: list[tuple[str, str, str | None, str | None, bytes]] = []
+    own: list[tuple[str, str, str, bytes | None]] = []
+    kept: list[tuple[str, str, str | None, str | None, bytes | None]] = []
     for channel, value in put.given.items():
         inline, typed = _split(value, serde)
         version = put.versions.get(channel)
@@ -65,9 +66,9 @@ def _put_params(put: rules.Put, serde: SerializerProtocol) -> dict[str, Any]:
                 own.append((channel, version, *typed))
         else:
             text = json_text(inline[0]) if inline else None
-            kept.append((channel, version, text, *(typed or (None, b""))))
-    own += [(c, put.versions[c], None, b"") for c in put.own if c not in put.given]
-    kept += [(c, put.versions[c], None, None, b"") for c in put.kept if c not in put.given]
+            kept.append((channel, version, text, *(typed or (None, None))))
+    own += [(c, put.versions[c], EMPTY, None) for c in put.own if c not in put.given]
+    kept += [(c, put.versions[c], None, EMPTY, None) for c in put.kept if c not in put.given]
     return {
         "thread": put.thread,
         "ns": put.ns,

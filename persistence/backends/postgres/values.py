@@ -23,7 +23,7 @@ from persistence.rules import Typed
 MARKER = "__persistence__"
 _MAX_INLINE_TEXT = 1000
 _MIN_INT, _MAX_INT = -(2**63), 2**64  # what msgpack can hold: the same is refused everywhere
-_EMPTY = "empty"  # the official savers' type of a blob that holds nothing
+EMPTY = "empty"  # the official savers' type of a blob that holds nothing
 
 
 def is_inline(value: Any) -> bool:
@@ -93,7 +93,7 @@ def stored_values(
     stored: dict[str, tuple[bool, Any]] = {
         channel: (True, (type_, blob or b""))
         for channel, type_, blob in zip(channels or (), types or (), blobs or (), strict=True)
-        if type_ != _EMPTY
+        if type_ != EMPTY
     }
     for channel, value in row.items():
         if is_marker(value):
