@@ -21,6 +21,7 @@ _LEGACY = "writes"
 _MAX_DEPTH = 200
 # Python converts integers to text up to this many digits, unless the process allows more.
 _INT_BOUND = 10**4300
+_FEW = 2**53
 
 
 def clean_metadata(config: RunnableConfig, metadata: CheckpointMetadata | None) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _clean(value: Any, where: str, depth: int) -> Any:
     if isinstance(value, dict):
         return _clean_object(value, where, depth)
     if isinstance(value, (list, tuple)):
-        return [_clean(item, where, depth + 1) for item in value]
+        return [item if _is_clean(item) else _clean(item, where, depth + 1) for item in value]
     raise InvalidInputError(
         f"{where} holds a value of type {type(value).__name__}, which is not JSON",
         hint="use text, numbers, true, false, null, lists and dicts of these",
@@ -124,9 +125,19 @@ def _clean(value: Any, where: str, depth: int) -> Any:
 def _clean_object(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
     clean: dict[str, Any] = {}
     for key, item in value.items():
-        name = _key(key, where)
-        clean[name] = _clean(item, f"{where}[{name!r}]", depth + 1)
+        name = key if _is_plain(key) else _key(key, where)
+        clean[name] = item if _is_clean(item) else _clean(item, f"{where}[{name!r}]", depth + 1)
     return clean
+
+
+def _is_clean(value: Any) -> bool:
+    """Whether :func:`_clean` would return it as it is; most values are, and this is a tenth of the work."""
+    kind = type(value)
+    return _is_plain(value) or value is None or kind is bool or (kind is int and -_FEW <= value <= _FEW)
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) is str and value.isascii() and "\0" not in value
 
 
 def _key(key: Any, where: str) -> str:

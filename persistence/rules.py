@@ -72,6 +72,8 @@ class Put:
     parent: str | None
     body: dict[str, Any]
     """The checkpoint without its channel values, as JSON."""
+    packed: bytes
+    """``body`` as msgpack."""
     metadata: dict[str, Any]
     given: dict[str, Any]
     """Channel values, still the caller's objects: to be serialised before anything else happens."""
@@ -112,6 +114,8 @@ def text_id(value: Any, name: str) -> str:
     Raises:
         InvalidInputError: It is missing, or some backend could not store it.
     """
+    if type(value) is str and value.isascii() and "\0" not in value and len(value) <= MAX_KEY_BYTES:
+        return value  # nearly always
     if value is None:
         raise InvalidInputError(f"{name} is missing")
     text = str.__str__(value) if isinstance(value, str) else str(value)
@@ -195,6 +199,8 @@ def version_text(version: Any, channel: str) -> str:
     Raises:
         InvalidInputError: It is not text, an integer or a finite float.
     """
+    if type(version) is str and version.isascii() and "\0" not in version and len(version) <= MAX_KEY_BYTES:
+        return version  # nearly always
     if isinstance(version, str):
         return text_id(version, f"the version of channel {channel!r}")
     if isinstance(version, (int, float)):
@@ -215,7 +221,7 @@ def put_of(
     given = {_channel(c, parent): value for c, value in (checkpoint.get("channel_values") or {}).items()}
     body = clean_json({k: v for k, v in checkpoint.items() if k != "channel_values"}, "checkpoint")
     body["id"] = id_
-    _check_packable(body)
+    packed = _pack(body)
     new = {str(channel): version for channel, version in (new_versions or {}).items()}
     versions: dict[str, str] = {}
     own: set[str] = set()
@@ -223,7 +229,7 @@ def put_of(
         channel = _channel(name, parent)
         text = versions[channel] = version_text(version, channel)
         _check_size("a channel's key", parent.thread, parent.ns, channel, text)
-        if channel in new and version_text(new[channel], channel) == text:
+        if channel in new and (new[channel] is version or version_text(new[channel], channel) == text):
             own.add(channel)
     own.update(channel for channel in given if channel not in versions)
     return Put(
@@ -232,6 +238,7 @@ def put_of(
         id=id_,
         parent=parent.checkpoint,
         body=body,
+        packed=packed,
         metadata=clean_metadata(config, metadata),
         given=given,
         has_values="channel_values" in checkpoint,
@@ -346,9 +353,9 @@ def _channel(name: Any, key: Key) -> str:
     return channel
 
 
-def _check_packable(body: dict[str, Any]) -> None:
+def _pack(body: dict[str, Any]) -> bytes:
     try:
-        ormsgpack.packb(body)  # as one backend stores it
+        return ormsgpack.packb(body)
     except TypeError as error:
         raise InvalidInputError(f"the checkpoint cannot be stored: {error}") from error
 
