@@ -247,6 +247,15 @@ def test_value_of_a_replaced_checkpoint_is_gone(saver: Subject) -> None:
             assert same(saver.values(t), given)
 
 
+@clause("V5", "F8")
+def test_checkpoint_without_values_takes_none_from_its_version(saver: Subject) -> None:
+    saver.put("t", "1", {"x": ["old"]}, versions={"x": "1"})
+    saver.call("put", at("t", "1"), {"id": "2", "channel_versions": {"x": "1"}}, {}, {"x": "1"})
+    found = saver.get("t")
+    assert found is not None
+    assert found.checkpoint == {"id": "2", "channel_versions": {"x": "1"}}
+
+
 @clause("V5", "V7")
 def test_mutated_value_does_not_leak_in(saver: Subject) -> None:
     value, metadata = {"list": [1]}, {"tags": ["a"]}

@@ -139,8 +139,9 @@ blobs AS (
     return f"""{"WITH" if steps else ""} {",".join(steps)}
 INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
 SELECT %(thread)s, %(ns)s, %(id)s, %(parent)s,
-    CASE WHEN %(has_values)s OR v.held <> '{{}}'
-        THEN %(body)s::jsonb || jsonb_build_object('channel_values', v.held) ELSE %(body)s::jsonb END,
+    %(body)s::jsonb || CASE WHEN %(has_values)s THEN jsonb_build_object('channel_values', v.held)
+        WHEN v.held <> '{{}}' THEN jsonb_build_object('channel_values', v.held, '__persistence__', NULL)
+        ELSE '{{}}' END,
     %(metadata)s::jsonb
 FROM (SELECT {values} AS held OFFSET 0) AS v {condition}
 ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET

@@ -18,6 +18,7 @@ from persistence import rules
 from persistence.backends.postgres import sql
 from persistence.backends.postgres.values import (
     EMPTY,
+    MARKER,
     is_inline,
     load_values,
     marker,
@@ -171,8 +172,10 @@ def load(row: Sequence[Any], serde: SerializerProtocol) -> CheckpointTuple:
     """A row of :func:`sql.select` as a tuple."""
     thread, ns, id_, parent, checkpoint, metadata = row[:6]
     channels, types, blobs, paths, tasks, idxs, written, write_types, write_blobs = row[6:15]
-    values = load_values(checkpoint.get("channel_values") or {}, channels, types, blobs, serde)
-    if values or "channel_values" in checkpoint:
+    # A checkpoint that came without values may have got some, or only markers that there are none.
+    had_values = "channel_values" in checkpoint and checkpoint.pop(MARKER, True) is not None
+    values = load_values(checkpoint.pop("channel_values", None) or {}, channels, types, blobs, serde)
+    if values or had_values:
         checkpoint["channel_values"] = values
     if row[15]:
         send_paths, send_tasks, send_idxs, send_types, send_blobs = row[15:20]
