@@ -326,7 +326,8 @@ def _highest(versions: Mapping[str, Any]) -> Any:
     if not versions:
         return _FIRST_VERSION
     try:
-        return max(versions.values())
+        # Of equal ones, as 2 and 2.0 are, the int: the order of the channels is not the same everywhere.
+        return max(versions.values(), key=lambda version: (version, isinstance(version, int)))
     except TypeError:  # text beside numbers
         return max(versions.values(), key=str)
 

@@ -210,10 +210,13 @@ class Model:
         if row.parent and is_old(row) and (sends := self._sends((thread, ns, row.parent))):  # R9
             checkpoint.setdefault("channel_values", {})[TASKS] = sends
             versions = checkpoint.setdefault("channel_versions", {})
-            comparable = len({isinstance(v, str) for v in versions.values()}) < 2
-            versions[TASKS] = max(
-                versions.values(), key=None if comparable else str, default="0" * 31 + "1." + "0" * 16
+            mixed = len({isinstance(v, str) for v in versions.values()}) == 2
+            highest = max(
+                versions.values(),
+                key=lambda v: (str(v) if mixed else v, type(v) is int),
+                default="0" * 31 + "1." + "0" * 16,
             )
+            versions[TASKS] = highest
         return CheckpointTuple(
             at_place(*place),
             checkpoint,

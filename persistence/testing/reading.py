@@ -264,6 +264,17 @@ def test_sends_of_old_formats_are_found_in_the_parents_writes(saver: Subject, mo
 
 
 @clause("R9")
+def test_sends_take_the_highest_version_and_of_equal_ones_the_int(saver: Subject) -> None:
+    for versions in ({"x": 2, "": 2.0}, {"x": 2.0, "": 2}, {"": 2.0, "x": 2}):
+        config = saver.put("t", "1", {}, v=1)
+        saver.put_writes(config, [(TASKS, "send")])
+        saver.put("t", "2", {}, parent="1", versions=versions, v=1)
+        found = saver.get("t")
+        assert found is not None
+        assert type(found.checkpoint["channel_versions"][TASKS]) is int
+
+
+@clause("R9")
 def test_sends_of_the_new_format_stay_pending_writes(saver: Subject) -> None:
     parent = saver.put("t", "1", {})
     saver.put_writes(parent, [(TASKS, "a")])

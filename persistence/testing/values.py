@@ -253,7 +253,7 @@ def test_checkpoint_without_values_takes_none_from_its_version(saver: Subject) -
     saver.call("put", at("t", "1"), {"id": "2", "channel_versions": {"x": "1"}}, {}, {"x": "1"})
     found = saver.get("t")
     assert found is not None
-    assert found.checkpoint == {"id": "2", "channel_versions": {"x": "1"}}
+    assert dict(found.checkpoint) == {"id": "2", "channel_versions": {"x": "1"}}
 
 
 @clause("V5", "V7")
