@@ -247,6 +247,21 @@ def test_value_of_a_replaced_checkpoint_is_gone(saver: Subject) -> None:
             assert same(saver.values(t), given)
 
 
+@clause("V5")
+def test_version_without_a_value_takes_the_given_one(saver: Subject) -> None:
+    values: list[Any] = [[1], 1, set(), None, _DeltaSnapshot([1])]
+    for value in values:
+        t = fresh()
+        saver.put(t, "0", {"x": ["other"]}, versions={"x": 1})
+        saver.put(t, "1", {}, versions={"x": 1}, parent="0")
+        saver.put(t, "2", {}, versions={"x": 1}, parent="1", new={})
+        saver.put(t, "3", {"x": value}, versions={"x": 1}, parent="2", new={})
+        saver.put(t, "4", {"x": "late"}, versions={"x": 1}, parent="3", new={})
+        assert saver.values(t, "2") == {}
+        assert same(saver.values(t, "3"), {"x": value})
+        assert same(saver.values(t, "4"), {"x": value})
+
+
 @clause("V5", "F8")
 def test_checkpoint_without_values_takes_none_from_its_version(saver: Subject) -> None:
     saver.put("t", "1", {"x": ["old"]}, versions={"x": "1"})

@@ -17,6 +17,7 @@ from langgraph.checkpoint.base import (
 
 from persistence import rules
 from persistence.backends.postgres import steps
+from persistence.backends.postgres.known import KnownRows
 from persistence.backends.postgres.steps import Listing, Rows, Steps
 from persistence.errors import ClosedError
 from persistence.metadata import clean_filter
@@ -25,10 +26,11 @@ Statement = tuple[str, Mapping[str, Any]]
 
 
 class Life:
-    """Whether a saver is closed; shared with its clones (``with_allowlist``)."""
+    """What a saver shares with its clones (``with_allowlist``)."""
 
     def __init__(self) -> None:
         self.closed = False
+        self.known = KnownRows()
 
 
 class PostgresArguments(BaseCheckpointSaver[str]):
@@ -50,7 +52,7 @@ class PostgresArguments(BaseCheckpointSaver[str]):
     ) -> tuple[RunnableConfig, Steps[None]]:
         self._check_open()
         put = rules.put_of(config, checkpoint, metadata, new_versions)
-        return put.config, steps.put(put, self.serde)
+        return put.config, steps.put(put, self.serde, self._life.known)
 
     def _put_writes(
         self, config: RunnableConfig, writes: Iterable[tuple[str, Any]], task_id: str, task_path: str
@@ -75,7 +77,10 @@ class PostgresArguments(BaseCheckpointSaver[str]):
         return Listing(rules.scope_of(config, before), clean_filter(filter), rules.check_limit(limit))
 
     def _tuple(self, rows: Rows) -> CheckpointTuple | None:
-        return steps.load(rows[0], self.serde) if rows else None
+        if not rows:
+            return None
+        steps.note(rows[0], self._life.known)
+        return steps.load(rows[0], self.serde)
 
     def _prune(self, thread_ids: Iterable[str], strategy: str) -> Callable[[], Steps[None]]:
         self._check_open()

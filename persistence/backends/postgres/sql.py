@@ -21,6 +21,9 @@ def _here(alias: str) -> str:
 # costs no more than one made anew, and is kept: to plan these takes longer than to run them.
 
 
+_NO_VALUE = """'{"__persistence__": null}'"""
+
+
 def _blob(alias: str, columns: str) -> str:
     return f"""SELECT {columns} FROM checkpoint_blobs b
             WHERE {_here("b")} AND b.channel = {alias}.channel AND b.version = {alias}.version"""
@@ -78,7 +81,7 @@ kept AS MATERIALIZED (
     LEFT JOIN parent ON true
     CROSS JOIN LATERAL (
         SELECT s.is_known, s.left, {found} AS found,
-            {is_named} AND COALESCE(s.left <> 'empty', false) OR {found} IS NOT NULL AS is_stored
+            COALESCE({found} <> {_NO_VALUE}, {is_named} AND s.left <> 'empty', false) AS is_stored
         FROM (
             SELECT ({_blob("k", "b.type")}) AS left, {named}
                 COALESCE(parent.versions ->> k.channel = k.version, false) AS is_known OFFSET 0
@@ -97,7 +100,7 @@ _SEARCH = f"""
                 CROSS JOIN LATERAL (SELECT COALESCE(c.checkpoint -> 'channel_values', '{{}}') AS held) AS v
                 WHERE {_here("c")} AND c.checkpoint -> 'channel_versions' ->> k.channel = k.version
                 AND CASE WHEN v.held ? k.channel
-                    THEN v.held -> k.channel <> '{{"__persistence__": null}}'
+                    THEN v.held -> k.channel <> {_NO_VALUE}
                     ELSE EXISTS ({_blob("k", "1")} AND b.type <> 'empty')
                 END"""
 _ALL_KNOWN = "NOT EXISTS (SELECT 1 FROM kept WHERE NOT is_known)"
@@ -108,9 +111,22 @@ _ROWS_OF = {
 }
 
 
+_NEW_BLOBS = """WITH blobs AS (
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT %(thread)s, %(ns)s, o.* FROM unnest(
+        %(own_channels)s::text[], %(own_versions)s::text[], %(own_types)s::text[], %(own_blobs)b::bytea[]
+    ) AS o
+    ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING RETURNING 1
+)"""
+_REPLACE = """ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET
+    parent_checkpoint_id = EXCLUDED.parent_checkpoint_id,
+    checkpoint = EXCLUDED.checkpoint,
+    metadata = EXCLUDED.metadata"""
+
+
 @lru_cache
 def put(*, own: bool, kept: bool, search: bool = False) -> str:
-    """Store a checkpoint, and return a row if that was done.
+    """Store a checkpoint; return its ``xmin`` and the values that its row holds, if that was done.
 
     Args:
         own: There are channels with a new version to look at.
@@ -128,7 +144,7 @@ def put(*, own: bool, kept: bool, search: bool = False) -> str:
 blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
     SELECT %(thread)s, %(ns)s, r.* FROM ({" UNION ALL ".join(_ROWS_OF[p] for p in parts)}) AS r {condition}
-    ORDER BY r.channel, r.version
+    ORDER BY r.channel COLLATE "C"
     ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
 )""")
     for source in (["clash"] if own else []) + (["kept"] if kept else []):
@@ -144,11 +160,34 @@ SELECT %(thread)s, %(ns)s, %(id)s, %(parent)s,
         ELSE '{{}}' END,
     %(metadata)s::jsonb
 FROM (SELECT {values} AS held OFFSET 0) AS v {condition}
-ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET
-    parent_checkpoint_id = EXCLUDED.parent_checkpoint_id,
-    checkpoint = EXCLUDED.checkpoint,
-    metadata = EXCLUDED.metadata
-RETURNING true"""
+{_REPLACE}
+RETURNING xmin::text, checkpoint -> 'channel_values'"""
+
+
+@lru_cache
+def put_known(*, blobs: bool, kept: bool) -> str:
+    """Store a checkpoint of which the caller knows all that :func:`put` looks up, and return its ``xmin``.
+
+    Nothing is done where the parent's row is not the one that was known, and no checkpoint is stored
+    where one of the versions is in the blob table already.
+
+    Args:
+        blobs: There are channels with a new version whose value goes to the blob table.
+        kept: There are channels that keep what the parent has.
+    """
+    conditions = []
+    if blobs:
+        conditions.append("(SELECT count(*) FROM blobs) = %(count)s")
+    if kept:
+        conditions.append(f"""EXISTS (
+    SELECT 1 FROM checkpoints p WHERE {_here("p")} AND p.checkpoint_id = %(parent)s AND p.xmin = %(xmin)s::xid
+)""")
+    return f"""{_NEW_BLOBS if blobs else ""}
+INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+SELECT %(thread)s, %(ns)s, %(id)s, %(parent)s, %(checkpoint)s::jsonb, %(metadata)s::jsonb
+{"WHERE " if conditions else ""}{" AND ".join(conditions)}
+{_REPLACE}
+RETURNING xmin::text"""
 
 
 PUT_WRITES = """
@@ -176,9 +215,9 @@ def select(rows: str, *, one_thread: bool) -> str:
 SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint, c.metadata,
     b.channels, b.types, b.blobs,
     w.paths, w.tasks, w.idxs, w.channels, w.types, w.blobs,
-    s.paths, s.tasks, s.idxs, s.types, s.blobs
+    s.paths, s.tasks, s.idxs, s.types, s.blobs, c.xmin
 FROM (
-    SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata
+    SELECT xmin::text, thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata
     FROM checkpoints {f"WHERE {rows}" if rows else ""} ORDER BY {_ORDER} LIMIT %(limit)s
 ) AS c
 LEFT JOIN LATERAL (
@@ -245,7 +284,7 @@ AND channel = '__pregel_tasks'"""
 
 _IS_STORED = f"""CASE
     WHEN c.checkpoint -> 'channel_values' ? k.channel
-        THEN c.checkpoint -> 'channel_values' -> k.channel <> '{{"__persistence__": null}}'
+        THEN c.checkpoint -> 'channel_values' -> k.channel <> {_NO_VALUE}
     ELSE EXISTS (
         SELECT 1 FROM checkpoint_blobs b WHERE {_here("b")} AND b.channel = k.channel
         AND b.version = c.checkpoint -> 'channel_versions' ->> k.channel AND b.type <> 'empty'

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
@@ -16,9 +17,11 @@ from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 
 from persistence import rules
 from persistence.backends.postgres import sql
+from persistence.backends.postgres.known import Fact, KnownRows, Row, Where
 from persistence.backends.postgres.values import (
     EMPTY,
     MARKER,
+    NO_VALUE,
     is_inline,
     load_values,
     marker,
@@ -38,49 +41,132 @@ _LARGEST_PAGE = 128
 _CHAIN_PAGE = 256
 
 
-def put(put: rules.Put, serde: SerializerProtocol) -> Steps[None]:
+@dataclass(slots=True)
+class _Values:
+    """The channel values of a ``put``, serialised: what goes where."""
+
+    held: dict[str, Any]
+    """Into the row, by channel."""
+    own: list[tuple[str, str, str, bytes | None]]
+    """Into the blob table, under a new version: channel, version, type, blob."""
+    kept: list[tuple[str, str, str | None, str | None, bytes | None]]
+    """Where nothing is stored for the version: channel, version, and one of JSON or type and blob."""
+
+
+def put(put: rules.Put, serde: SerializerProtocol, known: KnownRows) -> Steps[None]:
     """Store a checkpoint; serialises its values now, before the first statement is asked for."""
-    params = _put_params(put, serde)
-    kinds = {"own": "own_channels" in params, "kept": "kept_channels" in params}
+    values = _split_values(put, serde)
 
     def run() -> Steps[None]:
-        done = yield sql.put(**kinds), params
-        if not done:
-            yield sql.put(**kinds, search=True), params
+        key = (put.thread, put.ns, put.id)
+        parent = known.get((put.thread, put.ns, put.parent)) if put.parent else None
+        if (held := _held(put, values, parent)) is not None:
+            kinds = {"blobs": bool(values.own), "kept": bool(values.kept)}
+            rows = yield sql.put_known(**kinds), _known_params(put, values, held, parent)
+            if rows:
+                known.note(key, rows[0][0], lambda: _facts(put, values, held, parent))
+                return
+        kinds, params = {"own": bool(values.own), "kept": bool(values.kept)}, _put_params(put, values)
+        rows = yield sql.put(**kinds), params
+        if not rows:
+            rows = yield sql.put(**kinds, search=True), params
+        ((xmin, in_row),) = rows
+        known.note(key, xmin, lambda: _facts(put, values, in_row or {}, None))
 
     return run()
 
 
-def _put_params(put: rules.Put, serde: SerializerProtocol) -> dict[str, Any]:
-    held: dict[str, Any] = {}
-    own: list[tuple[str, str, str, bytes | None]] = []
-    kept: list[tuple[str, str, str | None, str | None, bytes | None]] = []
+def _split_values(put: rules.Put, serde: SerializerProtocol) -> _Values:
+    values = _Values({}, [], [])
     for channel, value in put.given.items():
         inline, typed = _split(value, serde)
         version = put.versions.get(channel)
         if version is None:
-            held[channel] = marker(typed) if typed else inline[0]  # type: ignore[index]  # either is there
+            values.held[channel] = marker(typed) if typed else inline[0]  # type: ignore[index]  # either is there
         elif channel in put.own:
             if inline:
-                held[channel] = inline[0]
+                values.held[channel] = inline[0]
             if typed:
-                own.append((channel, version, *typed))
+                values.own.append((channel, version, *typed))
         else:
             text = json_text(inline[0]) if inline else None
-            kept.append((channel, version, text, *(typed or (None, None))))
-    own += [(c, put.versions[c], EMPTY, None) for c in put.own if c not in put.given]
-    kept += [(c, put.versions[c], None, EMPTY, None) for c in put.kept if c not in put.given]
+            values.kept.append((channel, version, text, *(typed or (None, None))))
+    for channel, version in put.versions.items():
+        if channel not in put.given:
+            if channel in put.own:
+                values.own.append((channel, version, EMPTY, None))
+            else:
+                values.kept.append((channel, version, None, EMPTY, None))
+    values.own.sort(key=itemgetter(0))  # two calls at once do not wait for each other in a circle
+    return values
+
+
+def _held(put: rules.Put, values: _Values, parent: Row | None) -> dict[str, Any] | None:
+    """What the row will hold, if enough is known of the parent."""
+    if not values.kept:
+        return values.held
+    if parent is None or not put.has_values:
+        return None
+    held = dict(values.held)
+    for channel, version, text, type_, _ in values.kept:
+        fact = parent.facts.get(channel)
+        if fact is None or fact.version != version:
+            return None
+        if fact.value in (Where.NOWHERE, NO_VALUE) and (text is not None or type_ != EMPTY):
+            return None
+        if not isinstance(fact.value, Where):
+            held[channel] = fact.value
+    return held
+
+
+def _facts(put: rules.Put, values: _Values, held: Mapping[str, Any], parent: Row | None) -> dict[str, Fact]:
+    """What is known of the row that was stored, of which ``held`` is what it holds itself."""
+    facts = {
+        channel: Fact(version, Where.NOWHERE if type_ == EMPTY else Where.BLOB)
+        for channel, version, type_, _ in values.own
+    }
+    for channel, version, _, type_, _ in values.kept:
+        if parent is not None:
+            facts[channel] = parent.facts[channel]
+        elif type_ not in (None, EMPTY):
+            facts[channel] = Fact(version, Where.BLOB)
+    for channel, value in held.items():
+        if channel in put.versions:
+            facts[channel] = Fact(put.versions[channel], value)
+    return facts
+
+
+def _key_params(put: rules.Put) -> dict[str, Any]:
     return {
         "thread": put.thread,
         "ns": put.ns,
         "id": put.id,
         "parent": put.parent,
-        "body": json_text(put.body),
         "metadata": json_text(put.metadata),
-        "values": json_text(held),
+    }
+
+
+def _known_params(
+    put: rules.Put, values: _Values, held: dict[str, Any], parent: Row | None
+) -> dict[str, Any]:
+    has_values = put.has_values or held
+    return {
+        **_key_params(put),
+        "checkpoint": json_text({**put.body, "channel_values": held} if has_values else put.body),
+        "count": len(values.own),
+        "xmin": parent.xmin if parent else None,
+        **_columns("own", ("channels", "versions", "types", "blobs"), values.own),
+    }
+
+
+def _put_params(put: rules.Put, values: _Values) -> dict[str, Any]:
+    return {
+        **_key_params(put),
+        "body": json_text(put.body),
+        "values": json_text(values.held),
         "has_values": put.has_values,
-        **_columns("own", ("channels", "versions", "types", "blobs"), own),
-        **_columns("kept", ("channels", "versions", "inline", "types", "blobs"), kept),
+        **_columns("own", ("channels", "versions", "types", "blobs"), values.own),
+        **_columns("kept", ("channels", "versions", "inline", "types", "blobs"), values.kept),
     }
 
 
@@ -166,6 +252,26 @@ class Listing:
                 '(thread_id COLLATE "C", checkpoint_ns COLLATE "C") > (%(last_thread)s, %(last_ns)s))'
             )
         return " AND ".join(clauses), params
+
+
+def note(row: Sequence[Any], known: KnownRows) -> None:
+    """Remember a row of :func:`sql.select`, before :func:`load` changes it."""
+    checkpoint, channels, types, xmin = row[4], row[6], row[7], row[20]
+    versions, held = dict(checkpoint.get("channel_versions") or {}), checkpoint.get("channel_values") or {}
+
+    def facts() -> dict[str, Fact]:
+        found: dict[str, Any] = {
+            channel: Where.NOWHERE if type_ == EMPTY else Where.BLOB
+            for channel, type_ in zip(channels or (), types or (), strict=True)
+        }
+        found.update(held)
+        return {
+            channel: Fact(rules.version_text(version, channel), found[channel])
+            for channel, version in versions.items()
+            if channel in found
+        }
+
+    known.note(row[:3], xmin, facts)  # type: ignore[arg-type]  # the key
 
 
 def load(row: Sequence[Any], serde: SerializerProtocol) -> CheckpointTuple:

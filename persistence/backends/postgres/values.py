@@ -21,6 +21,8 @@ from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from persistence.rules import Typed
 
 MARKER = "__persistence__"
+NO_VALUE = {MARKER: None}
+"""The marker for the absence of a value."""
 _MAX_INLINE_TEXT = 1000
 _MIN_INT, _MAX_INT = -(2**63), 2**64  # what msgpack can hold: the same is refused everywhere
 EMPTY = "empty"  # the official savers' type of a blob that holds nothing
@@ -47,7 +49,7 @@ def is_inline(value: Any) -> bool:
 def marker(value: Typed | None) -> dict[str, Any]:
     """The marker for a value, or for the absence of one."""
     if value is None:
-        return {MARKER: None}
+        return NO_VALUE
     return {MARKER: [value[0], base64.b64encode(value[1]).decode()]}
 
 
