@@ -17,20 +17,21 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG, JsonPlusSerializer
 
-from persistence.rules import Typed, dumps, writes_plain_msgpack
+from persistence.rules import Put, Typed, dumps, writes_plain_msgpack
 
 _NIL = b"\xc0"
 _RAW = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _PLAIN = msgspec.msgpack.Decoder()
 _EMPTY_MAP = b"\x80"
 _READ = ("v", "channel_versions")
+_CHANNEL_VALUES = ormsgpack.packb("channel_values")
 
 
 class Codec(Protocol):
     """How one serializer's checkpoints are put together and taken apart."""
 
-    def seal(self, body: Mapping[str, Any], values: Mapping[str, Any] | None) -> Typed:
-        """A row from the checkpoint without values, and the values in the form that goes into a row."""
+    def seal(self, put: Put, values: Mapping[str, Any] | None) -> Typed:
+        """A row from the checkpoint, and the values in the form that goes into a row."""
 
     def given(self, value: Any) -> Any:
         """A value in the form that goes into a row; it is detached from the caller's object."""
@@ -47,12 +48,11 @@ class _Spliced:
         self._plain = plain
         self._cipher = cipher
 
-    def seal(self, body: Mapping[str, Any], values: Mapping[str, Any] | None) -> Typed:
-        parts = [_map_header(len(body) + (values is not None))]
-        for key, value in body.items():
-            parts += (_pack(key), _pack(value))
+    def seal(self, put: Put, values: Mapping[str, Any] | None) -> Typed:
+        size = len(put.body)
+        parts = [_map_header(size + (values is not None)), put.packed[len(_map_header(size)) :]]
         if values is not None:
-            parts += (_pack("channel_values"), _map_header(len(values)))
+            parts += (_CHANNEL_VALUES, _map_header(len(values)))
             for channel, blob in values.items():
                 parts += (_pack(channel), blob)
         packed = b"".join(parts)
@@ -92,8 +92,8 @@ class _Whole:
     def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
 
-    def seal(self, body: Mapping[str, Any], values: Mapping[str, Any] | None) -> Typed:
-        checkpoint = dict(body)
+    def seal(self, put: Put, values: Mapping[str, Any] | None) -> Typed:
+        checkpoint = dict(put.body)
         if values is not None:
             checkpoint["channel_values"] = dict(values)
         type_, blob = self._serde.dumps_typed(checkpoint)

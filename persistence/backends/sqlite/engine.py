@@ -1,22 +1,24 @@
-"""One writer thread with group commit, and readers beside it: how both colours run SQL on SQLite.
+"""Group commit and readers beside it: how both colours run SQL on SQLite.
 
-SQLite has one writer at a time, and a durable commit waits for the disk. So one thread takes all
-writes that wait, runs them in one transaction, each in its own savepoint, and acknowledges them
-after the commit: a hundred waiting writers pay for one. Readers have connections of their own.
+SQLite has one writer at a time, and a durable commit waits for the disk. So what waits to be written
+is taken together, run in one transaction, and acknowledged after the commit: a hundred waiting
+writers pay for one. Readers have connections of their own, and never wait for the writer.
+
+A thread hop costs more than a small write, so a thread that finds nobody writing does its own write.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Generic, TypeVar
 
 from persistence.backends.sqlite.connection import SqliteDatabase, translate
 from persistence.errors import ClosedError
@@ -29,20 +31,86 @@ _READERS = 4
 _BATCH = 512
 
 
-@dataclass(slots=True)
-class _Job:
-    work: Work[Any]
-    future: Future[Any]
-    result: Any = None
-    error: BaseException | None = None
+class _Job(Generic[T]):
+    """Work that another thread does, for a thread that waits."""
 
-    def settle(self, error: BaseException | None = None) -> None:
-        error = self.error or error
-        with suppress(InvalidStateError):  # only a caller that gave up changes a future behind us
-            if error is not None:
-                self.future.set_exception(error)
-            else:
-                self.future.set_result(self.result)
+    __slots__ = ("_done", "cancelled", "error", "result", "work")
+
+    def __init__(self, work: Work[T]) -> None:
+        self.work = work
+        self.result: T
+        self.error: BaseException | None = None
+        self.cancelled = False
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def settle(self) -> None:
+        self._done.release()
+
+    def wait(self) -> T:
+        try:
+            self._done.acquire()
+        except BaseException:  # an interrupt: what did not begin shall not happen
+            self.cancelled = True
+            raise
+        return self.outcome()
+
+    def outcome(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class _LoopJob(Generic[T]):
+    """Work that another thread does, for a task of an event loop."""
+
+    __slots__ = ("error", "future", "outbox", "result", "work")
+
+    def __init__(self, work: Work[T], outbox: _Outbox) -> None:
+        self.work = work
+        self.result: T
+        self.error: BaseException | None = None
+        self.outbox = outbox
+        self.future: asyncio.Future[T] = outbox.loop.create_future()
+
+    @property
+    def cancelled(self) -> bool:
+        return self.future.cancelled()
+
+    def settle(self) -> None:
+        self.outbox.post(self)
+
+    def deliver(self) -> None:
+        if self.future.done():  # cancelled meanwhile; what it wrote is written
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+class _Outbox:
+    """What other threads finished for one event loop; it is woken once for all that waits.
+
+    Waking a loop is a system call, and gives the interpreter lock away.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._jobs: deque[_LoopJob[Any]] = deque()
+        self._woken = False
+
+    def post(self, job: _LoopJob[Any]) -> None:
+        self._jobs.append(job)
+        if not self._woken:
+            self._woken = True
+            with suppress(RuntimeError):  # the loop is closed, nobody waits
+                self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False  # before looking: what comes after the last look wakes the loop again
+        while self._jobs:
+            self._jobs.popleft().deliver()
 
 
 class Engine:
@@ -50,40 +118,57 @@ class Engine:
 
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: deque[_Job[Any] | _LoopJob[Any]] = deque()
+        self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         # Guards the promise that what was accepted before the close is carried out.
         self._accepting = threading.Lock()
         self._closed = False
-        self._drained = threading.Event()
         self._readers = None if database.path is None else _Readers(database)
+        self._outbox: _Outbox | None = None
+        # Held by whoever uses the writer's connection.
+        self._writing = threading.Lock()
+        self._conn: sqlite3.Connection | None = None
+        self._drained = threading.Event()
         self._writer = threading.Thread(target=self._write, name="persistence-sqlite-writer", daemon=True)
         self._writer.start()
 
-    def write(self, work: Work[T]) -> Future[T]:
-        """Run ``work`` in a transaction of its own, as far as anybody can tell.
+    def write(self, work: Work[T]) -> T:
+        """Run ``work`` in a transaction of its own, as far as anybody can tell; it may run twice.
 
-        The future is done when the result is on disk. Cancelling it before it began means that
-        nothing is done; after that all of it is.
+        Returns when the result is on disk. An interrupt before it began means that nothing is
+        done; after that all of it is, or nothing.
         """
-        job = _Job(work, Future())
-        with self._accepting:
+        job = _Job(work)
+        if self._jobs or self._writing.locked():
+            self._enqueue(job)
+            return job.wait()
+        with self._writing:
             self.check_open()
-            self._jobs.put(job)
-        return job.future
+            self._commit([job])
+        return job.outcome()
 
-    def read(self, work: Work[T]) -> Future[T]:
-        """Run ``work`` on one consistent snapshot, in another thread."""
+    async def awrite(self, work: Work[T]) -> T:
+        """As :meth:`write`, in another thread."""
+        job = _LoopJob(work, self._outbox_here())
+        self._enqueue(job)
+        return await job.future
+
+    def read(self, work: Work[T]) -> T:
+        """Run ``work`` on one consistent snapshot."""
         if self._readers is None:  # in memory a reader would wait for the writer's lock
             return self.write(work)
         self.check_open()
-        return self._readers.submit(work)
-
-    def read_here(self, work: Work[T]) -> T:
-        """As :meth:`read`, in the calling thread."""
-        if self._readers is None:
-            return self.write(work).result()
-        self.check_open()
         return self._readers.run(work)
+
+    async def aread(self, work: Work[T]) -> T:
+        """As :meth:`read`, in another thread."""
+        if self._readers is None:
+            return await self.awrite(work)
+        job = _LoopJob(work, self._outbox_here())
+        with self._accepting:
+            self.check_open()
+            self._readers.submit(job)
+        return await job.future
 
     def check_open(self) -> None:
         """Raise ``ClosedError`` after the close."""
@@ -93,9 +178,10 @@ class Engine:
     def close(self, timeout: float) -> None:
         """Finish what was accepted, within ``timeout`` seconds, and let go of all connections."""
         with self._accepting:
-            if not self._closed:
-                self._closed = True
-                self._jobs.put(None)
+            if self._closed:
+                return
+            self._closed = True
+            self._bell.put(False)
         deadline = time.monotonic() + timeout
         if self._readers is not None:
             # The writer goes last: only a connection that may write empties the log into the file.
@@ -103,107 +189,147 @@ class Engine:
         self._drained.set()
         self._writer.join(max(0.0, deadline - time.monotonic()))
 
+    def _enqueue(self, job: _Job[Any] | _LoopJob[Any]) -> None:
+        with self._accepting:
+            self.check_open()
+            self._jobs.append(job)
+            self._bell.put(True)
+
+    def _outbox_here(self) -> _Outbox:
+        loop = asyncio.get_running_loop()
+        outbox = self._outbox
+        if outbox is None or outbox.loop is not loop:
+            outbox = self._outbox = _Outbox(loop)
+        return outbox
+
     def _write(self) -> None:
-        conn: sqlite3.Connection | None = None
-        while (batch := self._next_batch()) is not None:
-            batch = [job for job in batch if job.future.set_running_or_notify_cancel()]
-            if not batch:
-                continue
-            try:
-                if conn is None:
-                    conn = _prepared(self._database.connect())
-                self._commit(conn, batch)
-            except Exception as error:  # noqa: BLE001 - it belongs to those who wait, not to this thread
-                if conn is not None and conn.in_transaction:
-                    conn.rollback()
-                ours = translate(error, self._database.name) or error
-                for job in batch:
-                    job.settle(ours)
-            else:
-                for job in batch:
-                    job.settle()
-        if conn is not None:
-            self._drained.wait()
-            conn.close()
+        """The writer's thread."""
+        while self._bell.get():
+            with self._writing:
+                waiting = [self._jobs.popleft() for _ in range(min(len(self._jobs), _BATCH))]
+                batch = [job for job in waiting if not job.cancelled]
+                if batch:
+                    self._commit(batch)
+            for job in batch:
+                job.settle()
+        self._drained.wait()
+        with self._writing:
+            if self._conn is not None:
+                self._conn.close()
 
-    def _next_batch(self) -> list[_Job] | None:
-        """Everything that waits, at least one job; ``None`` at the end."""
-        job = self._jobs.get()
-        batch: list[_Job] = []
-        while job is not None:
-            batch.append(job)
-            if len(batch) == _BATCH:
-                return batch
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                return batch
-        if batch:
-            self._jobs.put(None)  # nothing can come after it
-            return batch
-        return None
-
-    def _commit(self, conn: sqlite3.Connection, batch: list[_Job]) -> None:
-        conn.execute("BEGIN IMMEDIATE")
-        for job in batch:
-            conn.execute("SAVEPOINT job")
-            try:
+    def _commit(self, batch: Sequence[_Job[Any] | _LoopJob[Any]]) -> None:
+        """Do the jobs in one transaction; if one fails, each in its own, so that it fails alone."""
+        try:
+            conn = self._begin()
+        except Exception as error:  # noqa: BLE001 - it belongs to those who wait
+            for job in batch:
+                job.error = self._ours(error)
+            return
+        try:
+            for job in batch:
                 job.result = job.work(conn)
-            except Exception as error:
-                job.error = translate(error, self._database.name) or error
-                if not conn.in_transaction:  # SQLite gave the whole transaction up: disk full, I/O error
-                    raise
-                conn.execute("ROLLBACK TO job")
-            conn.execute("RELEASE job")
-        conn.execute("COMMIT")
+            conn.execute("COMMIT")
+        except BaseException as error:
+            if conn.in_transaction:
+                conn.rollback()
+            if not isinstance(error, Exception):
+                raise
+            if len(batch) == 1:
+                batch[0].error = self._ours(error)
+                return
+            for job in batch:
+                self._commit([job])
+
+    def _begin(self) -> sqlite3.Connection:
+        conn = self._conn
+        if conn is None:
+            conn = self._conn = _prepared(self._database.connect())
+        if conn.in_transaction:  # interrupted twice, the second time before the first was undone
+            conn.rollback()
+        conn.execute("BEGIN IMMEDIATE")
+        return conn
+
+    def _ours(self, error: Exception) -> Exception:
+        return translate(error, self._database.name) or error
+
+
+class _Slot:
+    """A connection for reading, made when it is needed, and the right to use it."""
+
+    __slots__ = ("conn", "lock")
+
+    def __init__(self) -> None:
+        self.conn: sqlite3.Connection | None = None
+        self.lock = threading.Lock()
 
 
 class _Readers:
-    """A few connections for reading, made when they are needed."""
+    """A few connections for reading, and as many threads for those who cannot wait in their own."""
 
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
-        self._free: queue.LifoQueue[sqlite3.Connection | None] = queue.LifoQueue()
-        for _ in range(_READERS):
-            self._free.put(None)
-        self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="persistence-sqlite-reader")
+        self._slots = [_Slot() for _ in range(_READERS)]
+        self._jobs: queue.SimpleQueue[_LoopJob[Any] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
         self._closed = False
 
-    def submit(self, work: Work[T]) -> Future[T]:
-        try:
-            return self._threads.submit(self.run, work)
-        except RuntimeError as error:  # shut down between the check and here
-            raise ClosedError(f"the connection to {self._database.name} was closed") from error
+    def submit(self, job: _LoopJob[Any]) -> None:
+        self._jobs.put(job)
+        if not self._threads:
+            for number in range(_READERS):
+                name = f"persistence-sqlite-reader-{number}"
+                self._threads.append(threading.Thread(target=self._read, name=name, daemon=True))
+                self._threads[-1].start()
 
     def run(self, work: Work[T]) -> T:
-        conn = self._free.get()
-        try:
+        free = (slot for slot in self._slots if not slot.lock.locked())
+        slot = next(free, None) or self._slots[threading.get_ident() % _READERS]
+        with slot.lock:  # an interrupt cannot lose it, as it could lose what a queue hands out
             if self._closed:
                 raise ClosedError(f"the connection to {self._database.name} was closed")
-            if conn is None:
-                conn = _prepared(self._database.connect(readonly=True))
-            conn.execute("BEGIN")
+            if slot.conn is None:
+                slot.conn = _prepared(self._database.connect(readonly=True))
+            elif slot.conn.in_transaction:  # left by an interrupt
+                slot.conn.rollback()
             try:
-                return work(conn)
-            finally:
-                conn.rollback()
-        except sqlite3.Error as error:
-            ours = translate(error, self._database.name)
-            raise ours or error from error
-        finally:
-            self._free.put(conn)
+                return work(slot.conn)
+            except sqlite3.Error as error:
+                ours = translate(error, self._database.name)
+                raise ours or error from error
 
     def close(self, timeout: float) -> None:
         self._closed = True
-        self._threads.shutdown(wait=False)
+        for _ in self._threads:
+            self._jobs.put(None)
         deadline = time.monotonic() + timeout
-        for _ in range(_READERS):
-            with suppress(queue.Empty):
-                conn = self._free.get(timeout=max(0.0, deadline - time.monotonic()))
-                if conn is not None:
-                    conn.close()
-        for _ in range(_READERS):
-            self._free.put(None)  # who still waits for one shall see that it is over
+        for slot in self._slots:
+            if slot.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                if slot.conn is not None:
+                    slot.conn.close()
+                slot.lock.release()
+
+    def _read(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if job.cancelled:
+                continue
+            try:
+                job.result = self.run(job.work)
+            except Exception as error:  # noqa: BLE001 - it belongs to the one who waits
+                job.error = error
+            job.settle()
+
+
+@contextmanager
+def snapshot(conn: sqlite3.Connection) -> Iterator[None]:
+    """A block whose statements all see the same state of the database."""
+    if conn.in_transaction:
+        yield
+        return
+    conn.execute("BEGIN")
+    try:
+        yield
+    finally:
+        conn.rollback()
 
 
 def _prepared(conn: sqlite3.Connection) -> sqlite3.Connection:

@@ -18,15 +18,14 @@ from langgraph.checkpoint.base import (
     DeltaChannelHistory,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.types import TASKS
 from langgraph.checkpoint.sqlite import SqliteSaver as OfficialSqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver as OfficialAsyncSqliteSaver
 
 from persistence import rules
 from persistence.backends.sqlite import sql
-from persistence.backends.sqlite.codec import codec_for, load_metadata
+from persistence.backends.sqlite.codec import Codec, codec_for, load_metadata
 from persistence.backends.sqlite.connection import SqliteDatabase
-from persistence.backends.sqlite.engine import Engine, T
+from persistence.backends.sqlite.engine import Engine, T, snapshot
 from persistence.delta import Ancestor, delta_history
 from persistence.errors import WrongLoopError
 from persistence.metadata import clean_filter
@@ -43,6 +42,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         BaseCheckpointSaver.__init__(self, serde=serde)
         self._database = database
         self._engine = Engine(database)
+        self._latest_codec = self.serde, codec_for(self.serde)
 
     def close(self, timeout: float = _CLOSE_TIMEOUT) -> None:
         """Finish what was accepted; every later call raises ``ClosedError``."""
@@ -73,7 +73,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
     ) -> RunnableConfig:
         """As :meth:`put`."""
         config, work = self._put(config, checkpoint, metadata, new_versions)
-        await self._awrite(work)
+        await self._engine.awrite(work)
         return config
 
     def put_writes(
@@ -94,7 +94,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         """As :meth:`put_writes`."""
-        await self._awrite(self._put_writes(config, writes, task_id, task_path))
+        await self._engine.awrite(self._put_writes(config, writes, task_id, task_path))
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that a config names, or the latest of its namespace."""
@@ -102,7 +102,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """As :meth:`get_tuple`."""
-        return await self._aread(self._get(config))
+        return await self._engine.aread(self._get(config))
 
     def list(
         self,
@@ -126,9 +126,9 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
     ) -> AsyncIterator[CheckpointTuple]:
         """As :meth:`list`."""
         listing = self._listing(config, filter, before, limit)
-        while page := await self._aread(listing.page):
-            for row in page:
-                yield self._tuple(row)
+        while page := await self._engine.aread(_page(self, listing)):
+            for found in page:
+                yield found
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete everything of one thread."""
@@ -136,7 +136,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
 
     async def adelete_thread(self, thread_id: str) -> None:
         """As :meth:`delete_thread`."""
-        await self._awrite(self._delete_thread(thread_id))
+        await self._engine.awrite(self._delete_thread(thread_id))
 
     def prune(self, thread_ids: Iterable[str], *, strategy: str = "keep_latest") -> None:
         """Delete all of the threads (``delete``), or all but the latest state (``keep_latest``)."""
@@ -144,7 +144,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
 
     async def aprune(self, thread_ids: Iterable[str], *, strategy: str = "keep_latest") -> None:
         """As :meth:`prune`."""
-        await self._awrite(self._prune(thread_ids, strategy))
+        await self._engine.awrite(self._prune(thread_ids, strategy))
 
     def delete_for_runs(self, run_ids: Iterable[str]) -> None:
         """Delete the checkpoints of runs, with their writes."""
@@ -152,7 +152,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
 
     async def adelete_for_runs(self, run_ids: Iterable[str]) -> None:
         """As :meth:`delete_for_runs`."""
-        await self._awrite(self._delete_for_runs(run_ids))
+        await self._engine.awrite(self._delete_for_runs(run_ids))
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy everything of one thread to another, which must be empty."""
@@ -160,7 +160,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """As :meth:`copy_thread`."""
-        await self._awrite(self._copy_thread(source_thread_id, target_thread_id))
+        await self._engine.awrite(self._copy_thread(source_thread_id, target_thread_id))
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Iterable[str]
@@ -172,7 +172,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         self, *, config: RunnableConfig, channels: Iterable[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """As :meth:`get_delta_channel_history`."""
-        return await self._aread(self._delta_history(config, channels))
+        return await self._engine.aread(self._delta_history(config, channels))
 
     # How a caller waits.
 
@@ -182,21 +182,15 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
 
     def _write(self, work: Work[T]) -> T:
         self._check_sync()
-        return self._engine.write(work).result()
-
-    async def _awrite(self, work: Work[T]) -> T:
-        return await asyncio.wrap_future(self._engine.write(work))
+        return self._engine.write(work)
 
     def _read(self, work: Work[T]) -> T:
         self._check_sync()
-        return self._engine.read_here(work)
-
-    async def _aread(self, work: Work[T]) -> T:
-        return await asyncio.wrap_future(self._engine.read(work))
+        return self._engine.read(work)
 
     def _pages(self, listing: sql.Listing) -> Iterator[CheckpointTuple]:
-        while page := self._read(listing.page):
-            yield from map(self._tuple, page)
+        while page := self._read(_page(self, listing)):
+            yield from page
 
     # What is done: the arguments are checked and serialised at once, the rest runs on a connection.
 
@@ -209,7 +203,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
     ) -> tuple[RunnableConfig, Work[None]]:
         self._engine.check_open()
         put = rules.put_of(config, checkpoint, metadata, new_versions)
-        codec = codec_for(self.serde)
+        codec = self._codec
         given = {channel: codec.given(value) for channel, value in put.given.items()}
         return put.config, lambda conn: sql.put(conn, put, given, codec)
 
@@ -226,8 +220,16 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         key = rules.key_of(config)
 
         def work(conn: sqlite3.Connection) -> CheckpointTuple | None:
-            row = sql.get(conn, key)
-            return None if row is None else self._tuple(row)
+            row = sql.get_small(conn, key)
+            if row is None:
+                return None
+            if row.checkpoint[1] is not None:
+                checkpoint = self._checkpoint(row)
+                if not _has_sends_elsewhere(row, checkpoint):
+                    return self._tuple(row, checkpoint)
+            with snapshot(conn):
+                row = sql.get(conn, key)
+                return None if row is None else self._whole(conn, row)
 
         return work
 
@@ -252,12 +254,12 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         rules.check_strategy(strategy)
         if strategy == "delete":
             return lambda conn: sql.delete_threads(conn, threads)
-        codec = codec_for(self.serde)
+        codec = self._codec
         return lambda conn: sql.prune(conn, threads, codec)
 
     def _delete_for_runs(self, run_ids: Iterable[str]) -> Work[None]:
         runs = rules.text_ids(run_ids, "run_id")
-        codec = codec_for(self.serde)
+        codec = self._codec
         return lambda conn: sql.delete_for_runs(conn, runs, codec)
 
     def _copy_thread(self, source_thread_id: str, target_thread_id: str) -> Work[None]:
@@ -270,20 +272,31 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
     ) -> Work[dict[str, DeltaChannelHistory]]:
         self._engine.check_open()
         key, asked = rules.key_of(config), rules.text_ids(channels, "channel")
-        return lambda conn: delta_history(asked, map(self._ancestor, sql.ancestors(conn, key)))
+
+        def work(conn: sqlite3.Connection) -> dict[str, DeltaChannelHistory]:
+            with snapshot(conn):
+                return delta_history(asked, map(self._ancestor, sql.ancestors(conn, key)))
+
+        return work
 
     def _ancestor(self, row: sql.Row) -> Ancestor:
         return Ancestor(
-            codec_for(self.serde).open(row.checkpoint)[1].keys(),
+            self._codec.open(row.checkpoint)[1].keys(),
             lambda channel: self.serde.loads_typed(row.checkpoint)["channel_values"][channel],
             lambda: rules.pending_writes(row.writes, self.serde),
         )
 
-    def _tuple(self, row: sql.Row) -> CheckpointTuple:
-        checkpoint = dict(self.serde.loads_typed(row.checkpoint))
-        if row.sends and rules.has_sends_in_parent(checkpoint):
-            sends = rules.pending_writes(row.sends, self.serde)
-            rules.add_sends(checkpoint, [value for _, channel, value in sends if channel == TASKS])
+    def _whole(self, conn: sqlite3.Connection, row: sql.Row) -> CheckpointTuple:
+        checkpoint = self._checkpoint(row)
+        if _has_sends_elsewhere(row, checkpoint):
+            sends = rules.pending_writes(sql.sends(conn, row), self.serde)
+            rules.add_sends(checkpoint, [value for _, _, value in sends])
+        return self._tuple(row, checkpoint)
+
+    def _checkpoint(self, row: sql.Row) -> dict[str, Any]:
+        return dict(self.serde.loads_typed(row.checkpoint))
+
+    def _tuple(self, row: sql.Row, checkpoint: dict[str, Any]) -> CheckpointTuple:
         return rules.checkpoint_tuple(
             row.key,
             row.parent,
@@ -292,10 +305,28 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
             rules.pending_writes(row.writes, self.serde),
         )
 
+    @property
+    def _codec(self) -> Codec:
+        if self._latest_codec[0] is not self.serde:  # LangGraph gives a copy of a saver another serializer
+            self._latest_codec = self.serde, codec_for(self.serde)
+        return self._latest_codec[1]
+
     def _create_tables(self) -> None:
         self._engine.check_open()
         with closing(self._database.connect()) as conn:
             OfficialSqliteSaver(conn).setup()
+
+
+def _page(saver: _SqliteSaver, listing: sql.Listing) -> Work[list[CheckpointTuple]]:
+    def work(conn: sqlite3.Connection) -> list[CheckpointTuple]:
+        with snapshot(conn):
+            return [saver._whole(conn, row) for row in listing.page(conn)]
+
+    return work
+
+
+def _has_sends_elsewhere(row: sql.Row, checkpoint: dict[str, Any]) -> bool:
+    return bool(row.parent) and rules.has_sends_in_parent(checkpoint)
 
 
 class SqliteSaver(_SqliteSaver, OfficialSqliteSaver):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from langgraph.checkpoint.serde.types import TASKS
 
@@ -31,27 +32,55 @@ _REPLACE_WRITE = (
         type = excluded.type, value = excluded.value"""
 )
 _WRITES = f"SELECT task_path, task_id, idx, channel, type, value FROM writes WHERE {_AT}"
+# The checkpoint comes once for each of its writes, so only a small one does.
+_GET = """
+    SELECT c.checkpoint_id, c.parent_checkpoint_id, c.type,
+        CASE WHEN length(c.checkpoint) <= 32768 THEN c.checkpoint END, c.metadata,
+        w.task_path, w.task_id, w.idx, w.channel, w.type, w.value
+    FROM checkpoints c LEFT JOIN writes w
+        ON w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns
+        AND w.checkpoint_id = c.checkpoint_id
+    WHERE c.thread_id = ?1 AND c.checkpoint_ns = ?2 AND c.checkpoint_id = """
+_GET_EXACT = _GET + "?3"
+_GET_LATEST = (
+    _GET + "(SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ?1 AND checkpoint_ns = ?2)"
+)
+# The keys as a JSON array lead, so rows come in their order.
+_OF_KEYS = """
+    FROM json_each(?) k CROSS JOIN {0} c
+    ON c.thread_id = json_extract(k.value, '$[0]')
+        AND c.checkpoint_ns = json_extract(k.value, '$[1]')
+        AND c.checkpoint_id = json_extract(k.value, '$[2]')
+"""
+_PAGE = f"""
+    SELECT k.key, parent_checkpoint_id, c.type, checkpoint, metadata
+    {_OF_KEYS.format("checkpoints")}"""
+_PAGE_WRITES = f"SELECT k.key, task_path, task_id, idx, channel, c.type, c.value {_OF_KEYS.format('writes')}"
 _FIRST_PAGE = 16
 _LARGEST_PAGE = 128
+_PAGE_BYTES = 1 << 20
+_MOST_KEYS = 4096
+
+Where = tuple[str, str, str]
+WriteRow = tuple[str, str, int, str, str, bytes]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
-    """A checkpoint as stored, with its writes and, in old formats, its parent's sends."""
+    """A checkpoint as stored, with its writes."""
 
-    key: tuple[str, str, str]
+    key: Where
     parent: str | None
     checkpoint: Typed
     metadata: bytes | str | None
-    writes: list[tuple[str, str, int, str, str, bytes]]
-    sends: list[tuple[str, str, int, str, str, bytes]]
+    writes: list[WriteRow]
 
 
 def put(conn: sqlite3.Connection, put: rules.Put, given: Mapping[str, Any], codec: Codec) -> None:
     """Store a checkpoint, with the stored values of the channels that keep theirs."""
     values = dict(given)
     values.update(_stored(conn, put, codec))
-    type_, blob = codec.seal(put.body, values if put.has_values or values else None)
+    type_, blob = codec.seal(put, values if put.has_values or values else None)
     metadata = json.dumps(put.metadata, ensure_ascii=False).encode()
     conn.execute(_PUT, (put.thread, put.ns, put.id, put.parent, type_, blob, metadata))
 
@@ -77,43 +106,102 @@ def put_writes(
         )
 
 
+def get_small(conn: sqlite3.Connection, key: rules.Key) -> Row | None:
+    """The row of a checkpoint, or of the latest, by one statement; a large checkpoint is left out."""
+    if key.checkpoint is None:
+        found = conn.execute(_GET_LATEST, (key.thread, key.ns)).fetchall()
+    else:
+        found = conn.execute(_GET_EXACT, (key.thread, key.ns, key.checkpoint)).fetchall()
+    if not found:
+        return None
+    id_, parent, type_, blob, metadata, _, task, *_ = found[0]
+    writes = [] if task is None else [row[5:] for row in found]
+    return Row((key.thread, key.ns, id_), parent, (type_, blob), metadata, writes)
+
+
 def get(conn: sqlite3.Connection, key: rules.Key) -> Row | None:
     """The row of a checkpoint, or of the latest."""
     sql = f"SELECT {_COLUMNS} FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ?"
+    params = (key.thread, key.ns)
     if key.checkpoint is None:
-        found = conn.execute(f"{sql} ORDER BY checkpoint_id DESC LIMIT 1", (key.thread, key.ns)).fetchone()
+        found = conn.execute(f"{sql} ORDER BY checkpoint_id DESC LIMIT 1", params).fetchone()
     else:
-        found = conn.execute(f"{sql} AND checkpoint_id = ?", (key.thread, key.ns, key.checkpoint)).fetchone()
-    return None if found is None else _row(conn, found)
+        found = conn.execute(f"{sql} AND checkpoint_id = ?", (*params, key.checkpoint)).fetchone()
+    if found is None:
+        return None
+    thread, ns, id_, parent, type_, blob, metadata = found
+    writes = conn.execute(_WRITES, (thread, ns, id_)).fetchall()
+    return Row((thread, ns, id_), parent, (type_, blob), metadata, writes)
+
+
+def sends(conn: sqlite3.Connection, row: Row) -> list[WriteRow]:
+    """What the parent's tasks sent: old formats keep it there."""
+    thread, ns, _ = row.key
+    return conn.execute(f"{_WRITES} AND channel = ?", (thread, ns, row.parent, TASKS)).fetchall()
 
 
 @dataclass(slots=True)
 class Listing:
-    """A listing that is read page by page, each where the last one ended."""
+    """A listing that is read page by page.
+
+    Its keys are read ahead, each time from where the last one ended, because finding them may mean
+    a look at every key there is. A page holds some rows or some bytes, whatever is less.
+    """
 
     scope: rules.Scope
     wanted: dict[str, Any]
     left: int | None
     size: int = _FIRST_PAGE
-    last: tuple[str, str, str] | None = None
+    last: Where | None = None
+    keys: list[Where] = field(default_factory=list)
 
     def page(self, conn: sqlite3.Connection) -> list[Row]:
         """The next page; an empty one is the end."""
-        size = self.size if self.left is None else min(self.size, self.left)
-        if size == 0:
-            return []
-        where, params = self._where()
-        found = conn.execute(
-            f"SELECT {_COLUMNS} FROM checkpoints {where} "
-            "ORDER BY checkpoint_id DESC, thread_id, checkpoint_ns LIMIT ?",
-            (*params, size),
-        ).fetchall()
-        rows = [_row(conn, row) for row in found]
-        if rows:
-            self.last = rows[-1].key
-            self.left = None if self.left is None else self.left - len(rows)
+        while True:
+            if not self.keys:
+                self._read_keys(conn)
+            if not self.keys:
+                return []
+            rows = self._rows(conn, self.keys[: self.size])
             self.size = min(self.size * 2, _LARGEST_PAGE)
-        return rows
+            if rows:  # else all were deleted meanwhile
+                return rows
+
+    def _read_keys(self, conn: sqlite3.Connection) -> None:
+        count = min(self.size * self.size, _MOST_KEYS)
+        if self.left is not None:
+            count = min(count, self.left)
+        if count == 0:
+            return
+        where, params = self._where()
+        self.keys = conn.execute(
+            f"SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints {where} "
+            "ORDER BY checkpoint_id DESC, thread_id, checkpoint_ns LIMIT ?",
+            (*params, count),
+        ).fetchall()
+        if self.keys:
+            self.last = self.keys[-1]
+            self.left = None if self.left is None else self.left - len(self.keys)
+
+    def _rows(self, conn: sqlite3.Connection, keys: list[Where]) -> list[Row]:
+        sql, params = _PAGE, [json.dumps(keys)]
+        if self.wanted:  # metadata may have been replaced since the key was read
+            sql += " WHERE persistence_matches(metadata, ?)"
+            params.append(json.dumps(self.wanted))
+        rows: dict[int, Row] = {}
+        done, size = len(keys), 0
+        with closing(conn.execute(sql, params)) as cursor:
+            for position, parent, type_, blob, metadata in cursor:
+                rows[position] = Row(keys[position], parent, (type_, blob), metadata, [])
+                size += len(blob)
+                if size > _PAGE_BYTES:
+                    done = position + 1
+                    break
+        del self.keys[:done]
+        for position, *write in conn.execute(_PAGE_WRITES, [json.dumps(keys[:done])]):
+            if row := rows.get(position):
+                row.writes.append(cast(WriteRow, tuple(write)))
+        return list(rows.values())
 
     def _where(self) -> tuple[str, list[Any]]:
         clauses: list[str] = []
@@ -204,16 +292,6 @@ def ancestors(conn: sqlite3.Connection, key: rules.Key) -> Iterator[Row]:
             yield row
 
 
-def _row(conn: sqlite3.Connection, found: tuple[Any, ...]) -> Row:
-    thread, ns, id_, parent, type_, blob, metadata = found
-    writes = conn.execute(_WRITES, (thread, ns, id_)).fetchall()
-    sends = []
-    if parent:
-        # Whether the format is that old is known only after decoding; few checkpoints have any.
-        sends = conn.execute(f"{_WRITES} AND channel = ?", (thread, ns, parent, TASKS)).fetchall()
-    return Row((thread, ns, id_), parent, (type_, blob), metadata, writes, sends)
-
-
 def _stored(conn: sqlite3.Connection, put: rules.Put, codec: Codec) -> dict[str, Any]:
     """The values stored for the versions of the channels that keep theirs."""
     open_ = set(put.kept)
@@ -257,18 +335,18 @@ def _nodes(conn: sqlite3.Connection, thread: str, codec: Codec) -> list[Node]:
 def _answers(
     conn: sqlite3.Connection, thread: str, needs: Needs, codec: Codec
 ) -> tuple[Collection[Place], Mapping[Place, Collection[str]]]:
-    sends = set()
+    sending = set()
     for ns, id_ in needs.sends:
         sql = f"SELECT 1 FROM writes WHERE {_AT} AND channel = ? LIMIT 1"
         if conn.execute(sql, (thread, ns, id_, TASKS)).fetchone():
-            sends.add((ns, id_))
+            sending.add((ns, id_))
     stored = {}
     for ns in needs.delta:
         sql = "SELECT checkpoint_id, type, checkpoint FROM checkpoints"
         sql += " WHERE thread_id = ? AND checkpoint_ns = ?"
         for id_, type_, blob in conn.execute(sql, (thread, ns)):
             stored[ns, id_] = frozenset(codec.open((type_, blob))[1])
-    return sends, stored
+    return sending, stored
 
 
 def _carry_out(conn: sqlite3.Connection, thread: str, plan: Plan) -> None:
