@@ -125,7 +125,7 @@ def _clean(value: Any, where: str, depth: int) -> Any:
 def _clean_object(value: Mapping[Any, Any], where: str, depth: int) -> dict[str, Any]:
     clean: dict[str, Any] = {}
     for key, item in value.items():
-        name = key if _is_plain(key) else _key(key, where)
+        name = key if type(key) is str and key.isascii() and "\0" not in key else _key(key, where)
         clean[name] = item if _is_clean(item) else _clean(item, f"{where}[{name!r}]", depth + 1)
     return clean
 
@@ -133,11 +133,9 @@ def _clean_object(value: Mapping[Any, Any], where: str, depth: int) -> dict[str,
 def _is_clean(value: Any) -> bool:
     """Whether :func:`_clean` would return it as it is; most values are, and this is a tenth of the work."""
     kind = type(value)
-    return _is_plain(value) or value is None or kind is bool or (kind is int and -_FEW <= value <= _FEW)
-
-
-def _is_plain(value: Any) -> bool:
-    return type(value) is str and value.isascii() and "\0" not in value
+    if kind is str:
+        return value.isascii() and "\0" not in value
+    return value is None or kind is bool or (kind is int and -_FEW <= value <= _FEW)
 
 
 def _key(key: Any, where: str) -> str:

@@ -57,7 +57,7 @@ class Scope:
     before: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Put:
     """A checkpoint to store.
 
@@ -93,7 +93,7 @@ class Put:
         return config_of(self.thread, self.ns, self.id)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Write:
     """One pending write to store; a negative ``idx`` replaces what is there, others do not."""
 
@@ -218,7 +218,9 @@ def put_of(
     parent = key_of(config)
     id_ = text_id(checkpoint.get("id"), "the checkpoint's id")
     _check_size("thread_id, checkpoint_ns and the checkpoint's id", parent.thread, parent.ns, id_)
-    given = {_channel(c, parent): value for c, value in (checkpoint.get("channel_values") or {}).items()}
+    room = _room(parent)
+    values = checkpoint.get("channel_values") or {}
+    given = {_channel(name, parent, room): value for name, value in values.items()}
     body = clean_json({k: v for k, v in checkpoint.items() if k != "channel_values"}, "checkpoint")
     body["id"] = id_
     packed = _pack(body)
@@ -226,9 +228,10 @@ def put_of(
     versions: dict[str, str] = {}
     own: set[str] = set()
     for name, version in _object(checkpoint, "channel_versions").items():
-        channel = _channel(name, parent)
+        channel = _channel(name, parent, room)
         text = versions[channel] = version_text(version, channel)
-        _check_size("a channel's key", parent.thread, parent.ns, channel, text)
+        if len(channel) + len(text) > room:
+            _check_size("a channel's key", parent.thread, parent.ns, channel, text)
         if channel in new and (new[channel] is version or version_text(new[channel], channel) == text):
             own.add(channel)
     own.update(channel for channel in given if channel not in versions)
@@ -258,9 +261,10 @@ def writes_of(
     task = text_id(task_id, "task_id")
     path = text_id(task_path, "task_path")
     _check_size("the key of a write", key.thread, key.ns, key.checkpoint or "", task)
+    room = _room(key)
     rows: dict[int, Write] = {}
     for position, (name, value) in enumerate(writes):
-        channel = _channel(name, key)
+        channel = _channel(name, key, room)
         idx = WRITES_IDX_MAP.get(channel, position)
         rows[idx] = Write(idx, channel, *dumps(serde, value))
     return task, path, list(rows.values())
@@ -348,9 +352,15 @@ def _object(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
     return value
 
 
-def _channel(name: Any, key: Key) -> str:
+def _room(key: Key) -> int:
+    """So many characters certainly fit into a primary key beside these; UTF-8 has at most four bytes each."""
+    return MAX_KEY_BYTES // 4 - len(key.thread) - len(key.ns)
+
+
+def _channel(name: Any, key: Key, room: int) -> str:
     channel = text_id(name, "the name of a channel")
-    _check_size("thread_id, checkpoint_ns and the channel", key.thread, key.ns, channel)
+    if len(channel) > room:
+        _check_size("thread_id, checkpoint_ns and the channel", key.thread, key.ns, channel)
     return channel
 
 
