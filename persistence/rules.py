@@ -34,6 +34,19 @@ PRUNE_STRATEGIES = ("keep_latest", "delete")
 _SENDS_IN_PARENT_BEFORE = 4
 _FIRST_VERSION = f"{1:032}.{0:016}"
 
+# Bytes of msgpack that stand for small positive numbers, text, true, false, null, {} and [], or are
+# part of a text; then those that begin a dict or a list. What is left may be a NUL, bytes, a float, ...
+_PLAIN = bytes([*range(0x01, 0x81), 0x90, *range(0xA0, 0xC1), 0xC2, 0xC3, 0xD9])
+_BRANCHES = bytes([*range(0x81, 0x90), *range(0x91, 0xA0)])
+_MAX_BRANCHES = 200
+_AS_IS = (
+    ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+)
+
 Typed = tuple[str, bytes]
 """A serialised value: the serializer's name for the format, and the bytes."""
 
@@ -70,10 +83,8 @@ class Put:
     ns: str
     id: str
     parent: str | None
-    body: dict[str, Any]
-    """The checkpoint without its channel values, as JSON."""
     packed: bytes
-    """``body`` as msgpack."""
+    """The checkpoint without its channel values, as msgpack; it is JSON."""
     metadata: dict[str, Any]
     given: dict[str, Any]
     """Channel values, still the caller's objects: to be serialised before anything else happens."""
@@ -81,6 +92,11 @@ class Put:
     versions: dict[str, str]
     """Version of each channel that has one, as text; see :func:`version_text`."""
     own: frozenset[str]
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The checkpoint without its channel values."""
+        return cast(dict[str, Any], ormsgpack.unpackb(self.packed))
 
     @property
     def kept(self) -> list[str]:
@@ -218,12 +234,14 @@ def put_of(
     parent = key_of(config)
     id_ = text_id(checkpoint.get("id"), "the checkpoint's id")
     _check_size("thread_id, checkpoint_ns and the checkpoint's id", parent.thread, parent.ns, id_)
+    body = {k: v for k, v in checkpoint.items() if k != "channel_values"}
+    body["id"] = id_
+    packed = _pack_clean(body)
+    if packed is None:
+        packed = _pack(clean_json(body, "checkpoint"))
     room = _room(parent)
     values = checkpoint.get("channel_values") or {}
     given = {_channel(name, parent, room): value for name, value in values.items()}
-    body = clean_json({k: v for k, v in checkpoint.items() if k != "channel_values"}, "checkpoint")
-    body["id"] = id_
-    packed = _pack(body)
     new = {str(channel): version for channel, version in (new_versions or {}).items()}
     versions: dict[str, str] = {}
     own: set[str] = set()
@@ -240,7 +258,6 @@ def put_of(
         ns=parent.ns,
         id=id_,
         parent=parent.checkpoint,
-        body=body,
         packed=packed,
         metadata=clean_metadata(config, metadata),
         given=given,
@@ -362,6 +379,19 @@ def _channel(name: Any, key: Key, room: int) -> str:
     if len(channel) > room:
         _check_size("thread_id, checkpoint_ns and the channel", key.thread, key.ns, channel)
     return channel
+
+
+def _pack_clean(body: dict[str, Any]) -> bytes | None:
+    """``body`` as msgpack, if it is plainly what ``clean_json`` would leave as it is.
+
+    Nearly always it is, and seeing that in the bytes takes a third of the time.
+    """
+    try:
+        packed = ormsgpack.packb(body, option=_AS_IS)
+    except TypeError:
+        return None
+    rest = packed.translate(None, _PLAIN)
+    return packed if len(rest) < _MAX_BRANCHES and not rest.translate(None, _BRANCHES) else None
 
 
 def _pack(body: dict[str, Any]) -> bytes:

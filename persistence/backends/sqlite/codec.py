@@ -22,6 +22,7 @@ from persistence.rules import Put, Typed, dumps, writes_plain_msgpack
 _NIL = b"\xc0"
 _RAW = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _PLAIN = msgspec.msgpack.Decoder()
+_JSON = msgspec.json.Encoder()
 _EMPTY_MAP = b"\x80"
 _READ = ("v", "channel_versions")
 _CHANNEL_VALUES = ormsgpack.packb("channel_values")
@@ -49,8 +50,8 @@ class _Spliced:
         self._cipher = cipher
 
     def seal(self, put: Put, values: Mapping[str, Any] | None) -> Typed:
-        size = len(put.body)
-        parts = [_map_header(size + (values is not None)), put.packed[len(_map_header(size)) :]]
+        size, rest = _map_parts(put.packed)
+        parts = [_map_header(size + (values is not None)), rest]
         if values is not None:
             parts += (_CHANNEL_VALUES, _map_header(len(values)))
             for channel, blob in values.items():
@@ -93,7 +94,7 @@ class _Whole:
         self._serde = serde
 
     def seal(self, put: Put, values: Mapping[str, Any] | None) -> Typed:
-        checkpoint = dict(put.body)
+        checkpoint = put.body
         if values is not None:
             checkpoint["channel_values"] = dict(values)
         type_, blob = self._serde.dumps_typed(checkpoint)
@@ -117,6 +118,14 @@ def codec_for(serde: SerializerProtocol) -> Codec:
     return _Whole(serde)
 
 
+def dump_metadata(metadata: dict[str, Any]) -> bytes:
+    """Clean metadata as it is stored."""
+    try:
+        return _JSON.encode(metadata)
+    except OverflowError:  # an integer of more than 64 bits
+        return json.dumps(metadata, ensure_ascii=False).encode()
+
+
 def load_metadata(text: bytes | str | None) -> dict[str, Any]:
     """Metadata as stored."""
     loaded = json.loads(text) if text else {}
@@ -125,6 +134,14 @@ def load_metadata(text: bytes | str | None) -> dict[str, Any]:
 
 def _pack(value: Any) -> bytes:
     return ormsgpack.packb(value)
+
+
+def _map_parts(packed: bytes) -> tuple[int, bytes]:
+    """The number of a map's items, and the items."""
+    if packed[0] < 0x90:
+        return packed[0] & 0x0F, packed[1:]
+    width = 2 if packed[0] == 0xDE else 4
+    return int.from_bytes(packed[1 : 1 + width], "big"), packed[1 + width :]
 
 
 def _map_header(size: int) -> bytes:

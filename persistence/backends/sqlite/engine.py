@@ -128,6 +128,8 @@ class Engine:
         # Held by whoever uses the writer's connection.
         self._writing = threading.Lock()
         self._conn: sqlite3.Connection | None = None
+        # Who wrote last finds its rows in that connection's cache; the others' have to look them up.
+        self._last: int | None = None
         self._drained = threading.Event()
         self._writer = threading.Thread(target=self._write, name="persistence-sqlite-writer", daemon=True)
         self._writer.start()
@@ -145,6 +147,7 @@ class Engine:
         with self._writing:
             self.check_open()
             self._commit([job])
+            self._last = threading.get_ident()
         return job.outcome()
 
     async def awrite(self, work: Work[T]) -> T:
@@ -157,6 +160,11 @@ class Engine:
         """Run ``work`` on one consistent snapshot."""
         if self._readers is None:  # in memory a reader would wait for the writer's lock
             return self.write(work)
+        if self._last == threading.get_ident() and not self._jobs and not self._writing.locked():
+            with self._writing:
+                if self._conn is not None:
+                    self.check_open()
+                    return _run(self._conn, work, self._database.name)
         self.check_open()
         return self._readers.run(work)
 
@@ -289,13 +297,7 @@ class _Readers:
                 raise ClosedError(f"the connection to {self._database.name} was closed")
             if slot.conn is None:
                 slot.conn = _prepared(self._database.connect(readonly=True))
-            elif slot.conn.in_transaction:  # left by an interrupt
-                slot.conn.rollback()
-            try:
-                return work(slot.conn)
-            except sqlite3.Error as error:
-                ours = translate(error, self._database.name)
-                raise ours or error from error
+            return _run(slot.conn, work, self._database.name)
 
     def close(self, timeout: float) -> None:
         self._closed = True
@@ -319,6 +321,16 @@ class _Readers:
             job.settle()
 
 
+def _run(conn: sqlite3.Connection, work: Work[T], where: str) -> T:
+    if conn.in_transaction:  # left by an interrupt
+        conn.rollback()
+    try:
+        return work(conn)
+    except sqlite3.Error as error:
+        ours = translate(error, where)
+        raise ours or error from error
+
+
 @contextmanager
 def snapshot(conn: sqlite3.Connection) -> Iterator[None]:
     """A block whose statements all see the same state of the database."""
@@ -334,7 +346,7 @@ def snapshot(conn: sqlite3.Connection) -> Iterator[None]:
 
 def _prepared(conn: sqlite3.Connection) -> sqlite3.Connection:
     conn.create_function("persistence_matches", 2, _matches, deterministic=True)
-    conn.create_function("persistence_run", 1, _run, deterministic=True)
+    conn.create_function("persistence_run", 1, _run_id, deterministic=True)
     return conn
 
 
@@ -347,6 +359,6 @@ def _matches(metadata: bytes | str | None, wanted: str) -> bool:
     return matches(_load(metadata), {key: comparable(value) for key, value in json.loads(wanted).items()})
 
 
-def _run(metadata: bytes | str | None) -> str | None:
+def _run_id(metadata: bytes | str | None) -> str | None:
     run = _load(metadata).get("run_id")
     return run if run is None or isinstance(run, str) else json.dumps(run)

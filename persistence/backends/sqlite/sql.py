@@ -7,12 +7,13 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, cast
 
 from langgraph.checkpoint.serde.types import TASKS
 
 from persistence import rules
-from persistence.backends.sqlite.codec import Codec, load_metadata
+from persistence.backends.sqlite.codec import Codec, dump_metadata, load_metadata
 from persistence.errors import ConflictError
 from persistence.lineage import Needs, Node, Place, Plan, prune_needs, prune_plan, runs_needs, runs_plan
 from persistence.rules import Typed, version_text
@@ -20,17 +21,20 @@ from persistence.rules import Typed, version_text
 _COLUMNS = "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata"
 _AT = "thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 _PUT = f"INSERT OR REPLACE INTO checkpoints ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-_PUT_WRITE = """
+_PUT_WRITES = """
     INSERT INTO writes
         (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, value)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    VALUES {}
     ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO """
-_KEEP_WRITE = _PUT_WRITE + "NOTHING"
+_WRITE_VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_KEEP_WRITES = _PUT_WRITES + "NOTHING"
 _REPLACE_WRITE = (
-    _PUT_WRITE
+    _PUT_WRITES.format(_WRITE_VALUES)
     + """UPDATE SET task_path = excluded.task_path, channel = excluded.channel,
         type = excluded.type, value = excluded.value"""
 )
+# So many rows go into one statement; each step of one gives the interpreter lock away.
+_WRITES_AT_ONCE = 8
 _WRITES = f"SELECT task_path, task_id, idx, channel, type, value FROM writes WHERE {_AT}"
 # The checkpoint comes once for each of its writes, so only a small one does.
 _GET = """
@@ -81,29 +85,23 @@ def put(conn: sqlite3.Connection, put: rules.Put, given: Mapping[str, Any], code
     values = dict(given)
     values.update(_stored(conn, put, codec))
     type_, blob = codec.seal(put, values if put.has_values or values else None)
-    metadata = json.dumps(put.metadata, ensure_ascii=False).encode()
-    conn.execute(_PUT, (put.thread, put.ns, put.id, put.parent, type_, blob, metadata))
+    conn.execute(_PUT, (put.thread, put.ns, put.id, put.parent, type_, blob, dump_metadata(put.metadata)))
 
 
 def put_writes(
     conn: sqlite3.Connection, key: rules.Key, task: str, path: str, writes: Iterable[rules.Write]
 ) -> None:
     """Store writes, each by its own rule: first wins, or last wins for the special ones."""
-    for write in writes:
-        conn.execute(
-            _REPLACE_WRITE if write.idx < 0 else _KEEP_WRITE,
-            (
-                key.thread,
-                key.ns,
-                key.checkpoint,
-                task,
-                path,
-                write.idx,
-                write.channel,
-                write.type,
-                write.blob,
-            ),
-        )
+    kept: list[tuple[Any, ...]] = []
+    for w in writes:
+        row = (key.thread, key.ns, key.checkpoint, task, path, w.idx, w.channel, w.type, w.blob)
+        if w.idx < 0:
+            conn.execute(_REPLACE_WRITE, row)
+        else:
+            kept.append(row)
+    for start in range(0, len(kept), _WRITES_AT_ONCE):
+        rows = kept[start : start + _WRITES_AT_ONCE]
+        conn.execute(_KEEP_WRITES.format(", ".join([_WRITE_VALUES] * len(rows))), [*chain(*rows)])
 
 
 def get_small(conn: sqlite3.Connection, key: rules.Key) -> Row | None:
