@@ -18,7 +18,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.postgres import PostgresSaver as OfficialPostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as OfficialAsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from psycopg import errors
+from psycopg import AsyncCursor, Cursor, errors
 from psycopg.rows import tuple_row
 
 from persistence.backends.postgres import steps
@@ -183,7 +183,7 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
             conn.cursor(binary=True, row_factory=tuple_row) as cursor,
         ):
             cursor.execute(*statement)
-            return cursor.fetchall() if cursor.description else []
+            return cursor.fetchall() if _has_rows(cursor) else []
 
     def _run(self, operation: Steps[T]) -> T:
         """Run an operation; between its statements no connection is held."""
@@ -203,7 +203,7 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
                     with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                         while (statement := _next(operation, rows)) is not None:
                             cursor.execute(*statement)
-                            rows = cursor.fetchall() if cursor.description else []
+                            rows = cursor.fetchall() if _has_rows(cursor) else []
                 return
             except _CONFLICTS:
                 if attempt == _ATTEMPTS:
@@ -420,7 +420,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
                 conn.cursor(binary=True, row_factory=tuple_row) as cursor,
             ):
                 await cursor.execute(*statement)
-                return await cursor.fetchall() if cursor.description else []
+                return await cursor.fetchall() if _has_rows(cursor) else []
 
     async def _run(self, operation: Steps[T]) -> T:
         rows: Rows | None = None
@@ -439,7 +439,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
                         async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
                             while (statement := _next(operation, rows)) is not None:
                                 await cursor.execute(*statement)
-                                rows = await cursor.fetchall() if cursor.description else []
+                                rows = await cursor.fetchall() if _has_rows(cursor) else []
                 return
             except _CONFLICTS:
                 if attempt == _ATTEMPTS:
@@ -453,6 +453,11 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
                 return
             for row in rows:
                 yield steps.load(row, self.serde)
+
+
+def _has_rows(cursor: Cursor[Any] | AsyncCursor[Any]) -> bool:
+    # Not by `cursor.description`, which makes an object for each column.
+    return cursor.pgresult is not None and cursor.pgresult.nfields > 0
 
 
 def _next(operation: Steps[None], rows: Rows | None) -> Statement | None:

@@ -9,7 +9,9 @@ Placeholders are named, so that one value is one parameter however often it stan
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 
 def _here(alias: str) -> str:
@@ -111,13 +113,33 @@ _ROWS_OF = {
 }
 
 
-_NEW_BLOBS = """WITH blobs AS (
-    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-    SELECT %(thread)s, %(ns)s, o.* FROM unnest(
-        %(own_channels)s::text[], %(own_versions)s::text[], %(own_types)s::text[], %(own_blobs)b::bytea[]
-    ) AS o
-    ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING RETURNING 1
-)"""
+# Rows to store: placeholder and type of each column.
+_BLOB = {"channel": "s::text", "version": "s::text", "type": "s::text", "blob": "b::bytea"}
+_WRITE = {"idx": "s::int", "channel": "s::text", "type": "s::text", "blob": "b::bytea"}
+_FEW = 8
+
+
+def _rows(same: str, columns: Mapping[str, str], number: int) -> str:
+    # Each value is a parameter, because arrays take the client several times as long to write; but
+    # every number of rows is a statement of its own, which the server prepares: so only for a few.
+    if number <= _FEW:
+        rows = (", ".join(f"%({name}{i}){kind}" for name, kind in columns.items()) for i in range(number))
+        return "VALUES " + ", ".join(f"({same}, {row})" for row in rows)
+    arrays = ", ".join(f"%({name}s){kind}[]" for name, kind in columns.items())
+    return f"SELECT {same}, r.* FROM unnest({arrays}) AS r"
+
+
+def row_params(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """The parameters of rows to store, as a statement for so many of them wants them."""
+    if len(rows) <= _FEW:
+        return {
+            f"{name}{i}": value
+            for i, row in enumerate(rows)
+            for name, value in zip(columns, row, strict=True)
+        }
+    return {f"{name}s": list(values) for name, values in zip(columns, zip(*rows, strict=True), strict=True)}
+
+
 _REPLACE = """ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id) DO UPDATE SET
     parent_checkpoint_id = EXCLUDED.parent_checkpoint_id,
     checkpoint = EXCLUDED.checkpoint,
@@ -165,24 +187,29 @@ RETURNING xmin::text, checkpoint -> 'channel_values'"""
 
 
 @lru_cache
-def put_known(*, blobs: bool, kept: bool) -> str:
+def put_known(*, blobs: int, kept: bool) -> str:
     """Store a checkpoint of which the caller knows all that :func:`put` looks up, and return its ``xmin``.
 
     Nothing is done where the parent's row is not the one that was known, and no checkpoint is stored
     where one of the versions is in the blob table already.
 
     Args:
-        blobs: There are channels with a new version whose value goes to the blob table.
+        blobs: How many channels have a new version whose value goes to the blob table.
         kept: There are channels that keep what the parent has.
     """
     conditions = []
     if blobs:
-        conditions.append("(SELECT count(*) FROM blobs) = %(count)s")
+        conditions.append(f"(SELECT count(*) FROM blobs) = {blobs}")
     if kept:
         conditions.append(f"""EXISTS (
     SELECT 1 FROM checkpoints p WHERE {_here("p")} AND p.checkpoint_id = %(parent)s AND p.xmin = %(xmin)s::xid
 )""")
-    return f"""{_NEW_BLOBS if blobs else ""}
+    new = f"""WITH blobs AS (
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    {_rows("%(thread)s, %(ns)s", _BLOB, blobs)}
+    ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING RETURNING 1
+)"""
+    return f"""{new if blobs else ""}
 INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
 SELECT %(thread)s, %(ns)s, %(id)s, %(parent)s, %(checkpoint)s::jsonb, %(metadata)s::jsonb
 {"WHERE " if conditions else ""}{" AND ".join(conditions)}
@@ -190,16 +217,23 @@ SELECT %(thread)s, %(ns)s, %(id)s, %(parent)s, %(checkpoint)s::jsonb, %(metadata
 RETURNING xmin::text"""
 
 
-PUT_WRITES = """
+@lru_cache
+def put_writes(number: int) -> str:
+    """Store the writes of one task, of which there are so many."""
+    return f"""
 INSERT INTO checkpoint_writes
     (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-SELECT %(thread)s, %(ns)s, %(id)s, %(task)s, %(path)s, w.idx, w.channel, w.type, w.blob
-FROM unnest(%(idxs)s::int[], %(channels)s::text[], %(types)s::text[], %(blobs)b::bytea[])
-    AS w(idx, channel, type, blob)
-ORDER BY w.idx
+{_rows("%(thread)s, %(ns)s, %(id)s, %(task)s, %(path)s", _WRITE, number)}
 ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO UPDATE SET
     task_path = EXCLUDED.task_path, channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
 WHERE EXCLUDED.idx < 0"""
+
+
+def _packed(columns: str) -> str:
+    # Not as arrays, which take the client several times as long to read.
+    return f"""json_agg(json_build_array({columns}, length(t.blob))) AS rows,
+        string_agg(t.blob, '') AS bytes"""
+
 
 _ORDER = 'checkpoint_id COLLATE "C" DESC, thread_id COLLATE "C", checkpoint_ns COLLATE "C"'
 
@@ -213,15 +247,13 @@ def select(rows: str, *, one_thread: bool) -> str:
     thread = "%(thread)s" if one_thread else "c.thread_id"
     return f"""
 SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint, c.metadata,
-    b.channels, b.types, b.blobs,
-    w.paths, w.tasks, w.idxs, w.channels, w.types, w.blobs,
-    s.paths, s.tasks, s.idxs, s.types, s.blobs, c.xmin
+    b.rows, b.bytes, w.rows, w.bytes, s.rows, s.bytes, c.xmin
 FROM (
     SELECT xmin::text, thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata
     FROM checkpoints {f"WHERE {rows}" if rows else ""} ORDER BY {_ORDER} LIMIT %(limit)s
 ) AS c
 LEFT JOIN LATERAL (
-    SELECT array_agg(t.channel) AS channels, array_agg(t.type) AS types, array_agg(t.blob) AS blobs
+    SELECT {_packed("t.channel, t.type")}
     FROM jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
     CROSS JOIN LATERAL (
         SELECT t.channel, t.type, t.blob FROM checkpoint_blobs t
@@ -230,14 +262,12 @@ LEFT JOIN LATERAL (
     ) AS t
 ) AS b ON true
 LEFT JOIN LATERAL (
-    SELECT array_agg(t.task_path) AS paths, array_agg(t.task_id) AS tasks, array_agg(t.idx) AS idxs,
-        array_agg(t.channel) AS channels, array_agg(t.type) AS types, array_agg(t.blob) AS blobs
+    SELECT {_packed("t.task_path, t.task_id, t.idx, t.channel, t.type")}
     FROM checkpoint_writes t WHERE t.thread_id = {thread} AND t.checkpoint_ns = c.checkpoint_ns
         AND t.checkpoint_id = c.checkpoint_id
 ) AS w ON true
 LEFT JOIN LATERAL (
-    SELECT array_agg(t.task_path) AS paths, array_agg(t.task_id) AS tasks, array_agg(t.idx) AS idxs,
-        array_agg(t.type) AS types, array_agg(t.blob) AS blobs
+    SELECT {_packed("t.task_path, t.task_id, t.idx, t.channel, t.type")}
     FROM checkpoint_writes t
     WHERE c.parent_checkpoint_id IS NOT NULL AND CASE
             WHEN jsonb_typeof(c.checkpoint -> 'v') = 'number' THEN (c.checkpoint ->> 'v')::numeric < 4

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from persistence import rules
 from persistence.backends.postgres import sql
@@ -25,6 +25,7 @@ from persistence.backends.postgres.values import (
     is_inline,
     load_values,
     marker,
+    unpack,
 )
 from persistence.delta import Ancestor, delta_history
 from persistence.errors import ConflictError
@@ -61,8 +62,8 @@ def put(put: rules.Put, serde: SerializerProtocol, known: KnownRows) -> Steps[No
         key = (put.thread, put.ns, put.id)
         parent = known.get((put.thread, put.ns, put.parent)) if put.parent else None
         if (held := _held(put, values, parent)) is not None:
-            kinds = {"blobs": bool(values.own), "kept": bool(values.kept)}
-            rows = yield sql.put_known(**kinds), _known_params(put, values, held, parent)
+            statement = sql.put_known(blobs=len(values.own), kept=bool(values.kept))
+            rows = yield statement, _known_params(put, values, held, parent)
             if rows:
                 known.note(key, rows[0][0], lambda: _facts(put, values, held, parent))
                 return
@@ -153,9 +154,8 @@ def _known_params(
     return {
         **_key_params(put),
         "checkpoint": json_text({**put.body, "channel_values": held} if has_values else put.body),
-        "count": len(values.own),
         "xmin": parent.xmin if parent else None,
-        **_columns("own", ("channels", "versions", "types", "blobs"), values.own),
+        **sql.row_params(("channel", "version", "type", "blob"), values.own),
     }
 
 
@@ -174,16 +174,14 @@ def put_writes(
     key: rules.Key, task: str, path: str, writes: Sequence[rules.Write]
 ) -> tuple[str, dict[str, Any]]:
     """The statement that stores the writes of one task."""
-    return sql.PUT_WRITES, {
+    rows = [(write.idx, write.channel, write.type, write.blob) for write in writes]
+    return sql.put_writes(len(rows)), {
         "thread": key.thread,
         "ns": key.ns,
         "id": key.checkpoint,
         "task": task,
         "path": path,
-        "idxs": [write.idx for write in writes],
-        "channels": [write.channel for write in writes],
-        "types": [write.type for write in writes],
-        "blobs": [write.blob for write in writes],
+        **sql.row_params(("idx", "channel", "type", "blob"), rows),
     }
 
 
@@ -256,13 +254,12 @@ class Listing:
 
 def note(row: Sequence[Any], known: KnownRows) -> None:
     """Remember a row of :func:`sql.select`, before :func:`load` changes it."""
-    checkpoint, channels, types, xmin = row[4], row[6], row[7], row[20]
+    checkpoint, blobs, xmin = row[4], row[6], row[12]
     versions, held = dict(checkpoint.get("channel_versions") or {}), checkpoint.get("channel_values") or {}
 
     def facts() -> dict[str, Fact]:
         found: dict[str, Any] = {
-            channel: Where.NOWHERE if type_ == EMPTY else Where.BLOB
-            for channel, type_ in zip(channels or (), types or (), strict=True)
+            channel: Where.NOWHERE if type_ == EMPTY else Where.BLOB for channel, type_, _ in blobs or ()
         }
         found.update(held)
         return {
@@ -277,21 +274,16 @@ def note(row: Sequence[Any], known: KnownRows) -> None:
 def load(row: Sequence[Any], serde: SerializerProtocol) -> CheckpointTuple:
     """A row of :func:`sql.select` as a tuple."""
     thread, ns, id_, parent, checkpoint, metadata = row[:6]
-    channels, types, blobs, paths, tasks, idxs, written, write_types, write_blobs = row[6:15]
     # A checkpoint that came without values may have got some, or only markers that there are none.
     had_values = "channel_values" in checkpoint and checkpoint.pop(MARKER, True) is not None
-    values = load_values(checkpoint.pop("channel_values", None) or {}, channels, types, blobs, serde)
+    values = load_values(checkpoint.pop("channel_values", None) or {}, unpack(row[6], row[7]), serde)
     if values or had_values:
         checkpoint["channel_values"] = values
-    if row[15]:
-        send_paths, send_tasks, send_idxs, send_types, send_blobs = row[15:20]
-        names = [TASKS] * len(send_paths)
-        sends = zip(send_paths, send_tasks, send_idxs, names, send_types, send_blobs, strict=True)
-        rules.add_sends(checkpoint, [value for _, _, value in rules.pending_writes(sends, serde)])
-    writes = zip(*(c or () for c in (paths, tasks, idxs, written, write_types, write_blobs)), strict=True)
-    return rules.checkpoint_tuple(
-        (thread, ns, id_), parent, checkpoint, metadata or {}, rules.pending_writes(writes, serde)
-    )
+    if row[10]:
+        sends = rules.pending_writes(unpack(row[10], row[11]), serde)
+        rules.add_sends(checkpoint, [value for _, _, value in sends])
+    writes = rules.pending_writes(unpack(row[8], row[9]), serde)
+    return rules.checkpoint_tuple((thread, ns, id_), parent, checkpoint, metadata or {}, writes)
 
 
 def delete_threads(threads: Sequence[str]) -> Steps[None]:
@@ -414,11 +406,7 @@ def _seeds(
     rows = yield sql.SEEDS, {**here, **params}
     return {
         (id_, channel): load_values(
-            held if is_held else {},
-            [channel] if type_ else None,
-            [type_] if type_ else None,
-            [blob] if type_ else None,
-            serde,
+            held if is_held else {}, [(channel, type_, blob)] if type_ else [], serde
         )[channel]
         for id_, channel, held, is_held, type_, blob in rows
     }

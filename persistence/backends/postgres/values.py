@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
@@ -66,36 +66,24 @@ def unmark(value: Any) -> Typed | None:
     return type_, base64.b64decode(text)
 
 
+def unpack(rows: Iterable[Sequence[Any]] | None, packed: bytes | None) -> Iterator[Any]:
+    """Rows of which the last column was the size of a blob get the blob: all of them come in one piece."""
+    at = 0
+    for *columns, size in rows or ():
+        yield *columns, (packed or b"")[at : at + size] if size is not None else None
+        at += size or 0
+
+
 def load_values(
-    row: Mapping[str, Any],
-    channels: Sequence[str] | None,
-    types: Sequence[str] | None,
-    blobs: Sequence[bytes | None] | None,
-    serde: SerializerProtocol,
+    row: Mapping[str, Any], blobs: Iterable[tuple[str, str, bytes | None]], serde: SerializerProtocol
 ) -> dict[str, Any]:
-    """Channel values from what the row holds itself and the blobs of its versions.
+    """Channel values from what the row holds itself and the blobs of its versions (channel, type, blob).
 
     A marker wins, because it is there in spite of a blob. ``true`` beside a blob stands for the
     blob: the official saver writes it for a delta snapshot.
     """
-    stored = stored_values(row, channels, types, blobs)
-    return {
-        channel: serde.loads_typed(value) if is_typed else _inline(value, serde)
-        for channel, (is_typed, value) in stored.items()
-    }
-
-
-def stored_values(
-    row: Mapping[str, Any],
-    channels: Sequence[str] | None,
-    types: Sequence[str] | None,
-    blobs: Sequence[bytes | None] | None,
-) -> dict[str, tuple[bool, Any]]:
-    """As :func:`load_values`, not deserialised: whether it is serialised, and the value."""
-    stored: dict[str, tuple[bool, Any]] = {
-        channel: (True, (type_, blob or b""))
-        for channel, type_, blob in zip(channels or (), types or (), blobs or (), strict=True)
-        if type_ != EMPTY
+    stored: dict[str, Any] = {
+        channel: (True, (type_, blob or b"")) for channel, type_, blob in blobs if type_ != EMPTY
     }
     for channel, value in row.items():
         if is_marker(value):
@@ -105,7 +93,10 @@ def stored_values(
                 stored[channel] = (True, marked)
         elif value is not True or channel not in stored:
             stored[channel] = (False, value)
-    return stored
+    return {
+        channel: serde.loads_typed(value) if is_typed else _inline(value, serde)
+        for channel, (is_typed, value) in stored.items()
+    }
 
 
 def _inline(value: Any, serde: SerializerProtocol) -> Any:
