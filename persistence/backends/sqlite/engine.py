@@ -134,11 +134,12 @@ class Engine:
         self._writer = threading.Thread(target=self._write, name="persistence-sqlite-writer", daemon=True)
         self._writer.start()
 
-    def write(self, work: Work[T]) -> T:
+    def write(self, work: Work[T], *, atomic: bool = False) -> T:
         """Run ``work`` in a transaction of its own, as far as anybody can tell; it may run twice.
 
         Returns when the result is on disk. An interrupt before it began means that nothing is
-        done; after that all of it is, or nothing.
+        done; after that all of it is, or nothing. With ``atomic`` it is a single statement, a
+        transaction by itself.
         """
         job = _Job(work)
         if self._jobs or self._writing.locked():
@@ -146,7 +147,7 @@ class Engine:
             return job.wait()
         with self._writing:
             self.check_open()
-            self._commit([job])
+            self._commit([job], atomic)
             self._last = threading.get_ident()
         return job.outcome()
 
@@ -225,10 +226,12 @@ class Engine:
             if self._conn is not None:
                 self._conn.close()
 
-    def _commit(self, batch: Sequence[_Job[Any] | _LoopJob[Any]]) -> None:
+    def _commit(self, batch: Sequence[_Job[Any] | _LoopJob[Any]], atomic: bool = False) -> None:
         """Do the jobs in one transaction; if one fails, each in its own, so that it fails alone."""
         try:
-            conn = self._begin()
+            conn = self._connected()
+            if not atomic:
+                conn.execute("BEGIN IMMEDIATE")
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait
             for job in batch:
                 job.error = self._ours(error)
@@ -236,7 +239,8 @@ class Engine:
         try:
             for job in batch:
                 job.result = job.work(conn)
-            conn.execute("COMMIT")
+            if not atomic:
+                conn.execute("COMMIT")
         except BaseException as error:
             if conn.in_transaction:
                 conn.rollback()
@@ -248,13 +252,12 @@ class Engine:
             for job in batch:
                 self._commit([job])
 
-    def _begin(self) -> sqlite3.Connection:
+    def _connected(self) -> sqlite3.Connection:
         conn = self._conn
         if conn is None:
             conn = self._conn = _prepared(self._database.connect())
         if conn.in_transaction:  # interrupted twice, the second time before the first was undone
             conn.rollback()
-        conn.execute("BEGIN IMMEDIATE")
         return conn
 
     def _ours(self, error: Exception) -> Exception:

@@ -60,8 +60,8 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint; one with the same id is replaced."""
-        config, work = self._put(config, checkpoint, metadata, new_versions)
-        self._write(work)
+        config, work, atomic = self._put(config, checkpoint, metadata, new_versions)
+        self._write(work, atomic)
         return config
 
     async def aput(
@@ -72,7 +72,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """As :meth:`put`."""
-        config, work = self._put(config, checkpoint, metadata, new_versions)
+        config, work, _ = self._put(config, checkpoint, metadata, new_versions)
         await self._engine.awrite(work)
         return config
 
@@ -84,7 +84,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         """Store pending writes of one task."""
-        self._write(self._put_writes(config, writes, task_id, task_path))
+        self._write(*self._put_writes(config, writes, task_id, task_path))
 
     async def aput_writes(
         self,
@@ -94,7 +94,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         task_path: str = "",
     ) -> None:
         """As :meth:`put_writes`."""
-        await self._engine.awrite(self._put_writes(config, writes, task_id, task_path))
+        await self._engine.awrite(self._put_writes(config, writes, task_id, task_path)[0])
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that a config names, or the latest of its namespace."""
@@ -180,9 +180,9 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         """Whether the calling thread may block; the asynchronous saver says no on its own loop."""
         self._engine.check_open()
 
-    def _write(self, work: Work[T]) -> T:
+    def _write(self, work: Work[T], atomic: bool = False) -> T:
         self._check_sync()
-        return self._engine.write(work)
+        return self._engine.write(work, atomic=atomic)
 
     def _read(self, work: Work[T]) -> T:
         self._check_sync()
@@ -200,20 +200,20 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
-    ) -> tuple[RunnableConfig, Work[None]]:
+    ) -> tuple[RunnableConfig, Work[None], bool]:
         self._engine.check_open()
         put = rules.put_of(config, checkpoint, metadata, new_versions)
         codec = self._codec
         given = {channel: codec.given(value) for channel, value in put.given.items()}
-        return put.config, lambda conn: sql.put(conn, put, given, codec)
+        return put.config, lambda conn: sql.put(conn, put, given, codec), not put.kept
 
     def _put_writes(
         self, config: RunnableConfig, writes: Iterable[tuple[str, Any]], task_id: str, task_path: str
-    ) -> Work[None]:
+    ) -> tuple[Work[None], bool]:
         self._engine.check_open()
         key = rules.key_of(config, exact=True)
         task, path, rows = rules.writes_of(key, writes, task_id, task_path, self.serde)
-        return lambda conn: sql.put_writes(conn, key, task, path, rows)
+        return lambda conn: sql.put_writes(conn, key, task, path, rows), sql.is_one_statement(rows)
 
     def _get(self, config: RunnableConfig) -> Work[CheckpointTuple | None]:
         self._engine.check_open()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
@@ -102,6 +102,11 @@ def put_writes(
     for start in range(0, len(kept), _WRITES_AT_ONCE):
         rows = kept[start : start + _WRITES_AT_ONCE]
         conn.execute(_KEEP_WRITES.format(", ".join([_WRITE_VALUES] * len(rows))), [*chain(*rows)])
+
+
+def is_one_statement(writes: Sequence[rules.Write]) -> bool:
+    """Whether :func:`put_writes` needs only one for these."""
+    return len(writes) <= 1 or (len(writes) <= _WRITES_AT_ONCE and all(w.idx >= 0 for w in writes))
 
 
 def get_small(conn: sqlite3.Connection, key: rules.Key) -> Row | None:
