@@ -92,16 +92,13 @@ class Put:
     versions: dict[str, str]
     """Version of each channel that has one, as text; see :func:`version_text`."""
     own: frozenset[str]
+    kept: list[str]
+    """The channels that keep what is stored for their version."""
 
     @property
     def body(self) -> dict[str, Any]:
         """The checkpoint without its channel values."""
         return cast(dict[str, Any], ormsgpack.unpackb(self.packed))
-
-    @property
-    def kept(self) -> list[str]:
-        """The channels that keep what is stored for their version."""
-        return [channel for channel in self.versions if channel not in self.own]
 
     @property
     def config(self) -> RunnableConfig:
@@ -234,24 +231,31 @@ def put_of(
     parent = key_of(config)
     id_ = text_id(checkpoint.get("id"), "the checkpoint's id")
     _check_size("thread_id, checkpoint_ns and the checkpoint's id", parent.thread, parent.ns, id_)
-    body = {k: v for k, v in checkpoint.items() if k != "channel_values"}
-    body["id"] = id_
+    body: dict[str, Any] = {**checkpoint, "id": id_}
+    body.pop("channel_values", None)
     packed = _pack_clean(body)
+    named = _object(checkpoint, "channel_versions")
+    new = {str(channel): version for channel, version in (new_versions or {}).items()}
+    room = _room(parent)
+    if packed is not None and _all_short_text(named, room):
+        versions = dict(named)
+        own = {channel for channel, version in new.items() if versions.get(channel) == version}
+    else:
+        versions, own = {}, set()
+        for name, version in named.items():
+            channel = _channel(name, parent, room)
+            text = versions[channel] = version_text(version, channel)
+            _check_size("a channel's key", parent.thread, parent.ns, channel, text)
+            if channel in new and version_text(new[channel], channel) == text:
+                own.add(channel)
     if packed is None:
         packed = _pack(clean_json(body, "checkpoint"))
-    room = _room(parent)
+    kept = [channel for channel in versions if channel not in own]
     values = checkpoint.get("channel_values") or {}
-    given = {_channel(name, parent, room): value for name, value in values.items()}
-    new = {str(channel): version for channel, version in (new_versions or {}).items()}
-    versions: dict[str, str] = {}
-    own: set[str] = set()
-    for name, version in _object(checkpoint, "channel_versions").items():
-        channel = _channel(name, parent, room)
-        text = versions[channel] = version_text(version, channel)
-        if len(channel) + len(text) > room:
-            _check_size("a channel's key", parent.thread, parent.ns, channel, text)
-        if channel in new and (new[channel] is version or version_text(new[channel], channel) == text):
-            own.add(channel)
+    given = {
+        name if type(name) is str and name in versions else _channel(name, parent, room): value
+        for name, value in values.items()
+    }
     own.update(channel for channel in given if channel not in versions)
     return Put(
         thread=parent.thread,
@@ -264,6 +268,7 @@ def put_of(
         has_values="channel_values" in checkpoint,
         versions=versions,
         own=frozenset(own),
+        kept=kept,
     )
 
 
@@ -367,6 +372,14 @@ def _object(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidInputError(f"the checkpoint's {name} is a {type(value).__name__}, not a dict")
     return value
+
+
+def _all_short_text(versions: Mapping[str, Any], room: int) -> bool:
+    """Whether these versions are text, and no longer than fits; in C, whatever their number."""
+    if not versions:
+        return True
+    texts = versions.values()
+    return set(map(type, texts)) == {str} and max(map(len, versions)) + max(map(len, texts)) <= room
 
 
 def _room(key: Key) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
@@ -55,7 +56,7 @@ class _Spliced:
         if values is not None:
             parts += (_CHANNEL_VALUES, _map_header(len(values)))
             for channel, blob in values.items():
-                parts += (_pack(channel), blob)
+                parts += (_packed_name(channel), blob)
         packed = b"".join(parts)
         if self._cipher is None:
             return "msgpack", packed
@@ -128,12 +129,20 @@ def dump_metadata(metadata: dict[str, Any]) -> bytes:
 
 def load_metadata(text: bytes | str | None) -> dict[str, Any]:
     """Metadata as stored."""
-    loaded = json.loads(text) if text else {}
+    try:
+        loaded = msgspec.json.decode(text) if text else {}
+    except ValueError:  # what only Python's own reader takes: NaN, unpaired surrogates
+        loaded = json.loads(text or "{}")
     return loaded if isinstance(loaded, dict) else {}
 
 
 def _pack(value: Any) -> bytes:
     return ormsgpack.packb(value)
+
+
+@lru_cache(4096)
+def _packed_name(channel: str) -> bytes:
+    return _pack(channel)
 
 
 def _map_parts(packed: bytes) -> tuple[int, bytes]:
