@@ -21,6 +21,7 @@ from persistence.backends.postgres.qualify import (
     quote_identifier,
     schema_cursor,
 )
+from persistence.backends.postgres.wire import Wire
 from persistence.contract import ServerInfo
 from persistence.dsn import Dsn, mask_secrets
 from persistence.errors import ClosedError, ConnectError, DsnError, PersistenceError, SchemaError
@@ -64,12 +65,14 @@ class PoolConnection(Connection[DictRow]):
     """A pooled connection that knows when it was last handed out."""
 
     checked_out: float = 0.0
+    wire: Wire
 
 
 class AsyncPoolConnection(AsyncConnection[DictRow]):
     """As :class:`PoolConnection`."""
 
     checked_out: float = 0.0
+    wire: Wire
 
 
 Pool = ConnectionPool[PoolConnection]
@@ -147,7 +150,7 @@ def make_pool(dsn: Dsn, settings: Settings) -> Pool:
         dsn.conninfo,
         connection_class=PoolConnection,
         kwargs={**connect_options(dsn, settings), "cursor_factory": schema_cursor(settings.db_schema)},
-        configure=_mark_used,
+        configure=lambda conn: _configure(conn, settings),
         check=check,
         # The background attempts of psycopg's pool wait twice as long each time, for minutes in the
         # end, and a server that is back would not be noticed. So they give up early and start afresh.
@@ -172,7 +175,7 @@ def make_async_pool(dsn: Dsn, settings: Settings) -> AsyncPool:
             raise
 
     async def configure(conn: AsyncPoolConnection) -> None:
-        _mark_used(conn)
+        _configure(conn, settings)
 
     async def start_afresh(pool: AsyncConnectionPool[Any]) -> None:
         await pool.check()
@@ -202,8 +205,9 @@ def _pool_options(dsn: Dsn, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _mark_used(conn: PoolConnection | AsyncPoolConnection) -> None:
+def _configure(conn: PoolConnection | AsyncPoolConnection, settings: Settings) -> None:
     conn.checked_out = monotonic()
+    conn.wire = Wire(conn.pgconn, settings.db_schema, conn.info.encoding, conn.prepare_threshold)
 
 
 def _needs_answer(conn: PoolConnection | AsyncPoolConnection) -> bool:

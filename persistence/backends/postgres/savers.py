@@ -18,8 +18,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.postgres import PostgresSaver as OfficialPostgresSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as OfficialAsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from psycopg import AsyncCursor, Cursor, errors
-from psycopg.rows import tuple_row
+from psycopg import errors
 
 from persistence.backends.postgres import steps
 from persistence.backends.postgres.arguments import Life, PostgresArguments, Statement
@@ -177,13 +176,13 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
 
     def _execute(self, statement: Statement) -> Rows:
         self._check_open()
-        with (
-            translated(self._where),
-            self.pool.connection() as conn,
-            conn.cursor(binary=True, row_factory=tuple_row) as cursor,
-        ):
-            cursor.execute(*statement)
-            return cursor.fetchall() if _has_rows(cursor) else []
+        with translated(self._where):
+            # Not `with pool.connection()`: that also looks for a transaction to commit, and there is none.
+            conn = self.pool.getconn()
+            try:
+                return conn.wait(conn.wire.run(*statement))
+            finally:
+                self.pool.putconn(conn)
 
     def _run(self, operation: Steps[T]) -> T:
         """Run an operation; between its statements no connection is held."""
@@ -200,10 +199,8 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
             try:
                 with translated(self._where), self.pool.connection() as conn, conn.transaction():
                     operation, rows = begin(), None
-                    with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
-                        while (statement := _next(operation, rows)) is not None:
-                            cursor.execute(*statement)
-                            rows = cursor.fetchall() if _has_rows(cursor) else []
+                    while (statement := _next(operation, rows)) is not None:
+                        rows = conn.wait(conn.wire.run(*statement, prepare=False))
                 return
             except _CONFLICTS:
                 if attempt == _ATTEMPTS:
@@ -415,12 +412,11 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     async def _execute(self, statement: Statement) -> Rows:
         self._check_open()
         with translated(self._where):
-            async with (
-                self.pool.connection() as conn,
-                conn.cursor(binary=True, row_factory=tuple_row) as cursor,
-            ):
-                await cursor.execute(*statement)
-                return await cursor.fetchall() if _has_rows(cursor) else []
+            conn = await self.pool.getconn()
+            try:
+                return await conn.wait(conn.wire.run(*statement))
+            finally:
+                await self.pool.putconn(conn)
 
     async def _run(self, operation: Steps[T]) -> T:
         rows: Rows | None = None
@@ -436,10 +432,8 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
                 with translated(self._where):
                     async with self.pool.connection() as conn, conn.transaction():
                         operation, rows = begin(), None
-                        async with conn.cursor(binary=True, row_factory=tuple_row) as cursor:
-                            while (statement := _next(operation, rows)) is not None:
-                                await cursor.execute(*statement)
-                                rows = await cursor.fetchall() if _has_rows(cursor) else []
+                        while (statement := _next(operation, rows)) is not None:
+                            rows = await conn.wait(conn.wire.run(*statement, prepare=False))
                 return
             except _CONFLICTS:
                 if attempt == _ATTEMPTS:
@@ -453,11 +447,6 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
                 return
             for row in rows:
                 yield steps.load(row, self.serde)
-
-
-def _has_rows(cursor: Cursor[Any] | AsyncCursor[Any]) -> bool:
-    # Not by `cursor.description`, which makes an object for each column.
-    return cursor.pgresult is not None and cursor.pgresult.nfields > 0
 
 
 def _next(operation: Steps[None], rows: Rows | None) -> Statement | None:
