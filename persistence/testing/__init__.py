@@ -1,23 +1,35 @@
 """The contract as a test suite, for anybody's backend.
 
-A test module of three parts runs all of it on a backend, in both colours::
+A test module of two imports and a fixture runs all of it on a backend, in both colours::
 
     import pytest
     from persistence.testing import *
+    from persistence.testing.durable import *
 
     @pytest.fixture
     def target(colour, tmp_path):
-        return Target("mine", colour, f"mine:///{tmp_path}/conversations")
+        path = tmp_path / "conversations"
+        return Target("mine", colour, f"mine://{path}", raw=path.read_bytes)
 
-``target`` is an empty database each time. For a backend that keeps what was stored when its process
-ends, add ``from persistence.testing.durable import *``; it needs ``Target(raw=...)``.
+``target`` is an empty database each time. The second import is for a backend that keeps what was
+stored when its process ends. See ``docs/testing.md``.
 
-Needs ``pip install langgraph-persistence[testing]``.
+Needs ``pip install 'langgraph-persistence[testing]'``.
 """
 
 from __future__ import annotations
 
-import pytest
+from persistence.errors import MissingDriverError
+
+try:
+    import hypothesis  # noqa: F401
+    import langgraph.checkpoint.conformance  # noqa: F401
+    import pytest
+except ModuleNotFoundError as error:
+    raise MissingDriverError(
+        f"the contract suite needs {error.name}",
+        hint="install it with: pip install 'langgraph-persistence[testing]'",
+    ) from error
 
 _SUITE = "conformance differential durable graphs interface reading secrets values writing"
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _SUITE.split()))

@@ -1,0 +1,69 @@
+"""The suite on a backend that is not ours: as docs/testing.md says, outside this checkout's configuration."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import persistence.testing
+import persistence.testing.durable
+from tests.docs.pages import DOCS, blocks
+from tests.support import clean_environment
+
+HERE = Path(__file__).parent
+
+
+def run_suite(folder: Path, *options: str, breaks: str = "") -> Counter[tuple[str, str]]:
+    """Run the page's module in a process of its own; the outcomes by the test's name."""
+    (module,) = (block for block in blocks(DOCS / "testing.md") if block.file_name == "test_filed.py")
+    (folder / "test_filed.py").write_text(module.text)
+    shutil.copy(HERE / "filed.py", folder)
+    command = [sys.executable, "-m", "pytest", "test_filed.py", "-q", "--junitxml=result.xml", *options]
+    # Another project's settings may be as strict as this; plugins are what it has installed itself.
+    command += ["--strict-markers", "-W", "error", "-p", "no:asyncio", "-p", "no:cacheprovider"]
+    environment = clean_environment() | {"FILED_BREAKS": breaks}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode in (0, 1), result.stdout + result.stderr
+    outcomes: Counter[tuple[str, str]] = Counter()
+    for case in ElementTree.parse(folder / "result.xml").getroot().iter("testcase"):  # noqa: S314 - our own
+        outcome = next((child.tag for child in case if child.tag != "properties"), "passed")
+        outcomes[case.attrib["name"].split("[")[0], outcome] += 1
+    return outcomes
+
+
+@pytest.mark.timeout(600)
+def test_every_test_of_the_suite_passes_in_both_colours(tmp_path: Path) -> None:
+    outcomes = run_suite(tmp_path)
+    assert {outcome for _, outcome in outcomes} == {"passed"}
+    exported = {**vars(persistence.testing), **vars(persistence.testing.durable)}
+    assert {name for name, _ in outcomes} == {name for name in exported if name.startswith("test_")}
+    assert all(count >= 2 for count in outcomes.values())
+
+
+@pytest.mark.parametrize(
+    ("clause", "name"),
+    [
+        ("R4", "test_limit"),
+        ("R8", "test_pending_writes_come_in_order"),
+        ("F1", "test_delete_thread_deletes_all_of_it_and_nothing_else"),
+        ("S1", "test_no_value_is_stored_in_plaintext"),
+    ],
+)
+def test_what_breaks_a_clause_is_caught(tmp_path: Path, clause: str, name: str) -> None:
+    outcomes = run_suite(tmp_path, "-k", name, breaks=clause)
+    assert outcomes == {(name, "failure"): 2}
+    assert run_suite(tmp_path, "-k", name) == {(name, "passed"): 2}
+
+
+def test_package_does_not_need_the_tools_of_the_suite(tmp_path: Path) -> None:
+    """Only ``persistence.testing`` imports pytest, and says what to install where it is missing."""
+    code = "import sys; sys.modules['hypothesis'] = None; import persistence; import persistence.testing"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "pip install 'langgraph-persistence[testing]'" in result.stderr
