@@ -34,7 +34,7 @@ class SqliteDatabase:
         self.path = None if dsn.path is None else Path(dsn.path)
         self.name = dsn.masked
         self._synchronous = settings.sqlite_synchronous
-        self._busy_timeout = settings.sqlite_busy_timeout
+        self.busy_timeout = settings.sqlite_busy_timeout
         self._memory = f"/persistence-{uuid.uuid4().hex}"
         self._anchor: sqlite3.Connection | None = None
         self._users = 0
@@ -130,7 +130,7 @@ class SqliteDatabase:
             conn.execute("PRAGMA schema_version")
         except sqlite3.OperationalError as error:
             sealed = not os.access(path.absolute().parent, os.W_OK) and not Path(f"{path}-wal").exists()
-            if _code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) or not sealed:
+            if error_code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) or not sealed:
                 raise
             conn.close()
             conn = self._open(_uri(path, "ro") + "&immutable=1")
@@ -140,19 +140,19 @@ class SqliteDatabase:
         return sqlite3.connect(
             uri,
             uri=True,
-            timeout=self._busy_timeout,
+            timeout=self.busy_timeout,
             isolation_level=None,
             check_same_thread=False,
         )
 
     def _use_write_ahead_log(self, conn: sqlite3.Connection) -> None:
         """Switch the journal mode, which waits for nobody: SQLite has no busy handler here."""
-        deadline = time.monotonic() + self._busy_timeout
+        deadline = time.monotonic() + self.busy_timeout
         while True:
             try:
                 conn.execute("PRAGMA journal_mode = WAL")
             except sqlite3.OperationalError as error:
-                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                if error_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(_LOCKED_RETRY)
             else:
@@ -179,7 +179,7 @@ class SqliteDatabase:
             raise ConnectError(f"no permission to look at {path}: {self.name}", transient=False) from error
 
     def _connect_error(self, error: sqlite3.Error, path: Path) -> ConnectError:
-        code = _code(error)
+        code = error_code(error)
         if code == sqlite3.SQLITE_NOTADB:
             return ConnectError(f"not a SQLite database: {path}", transient=False)
         if code == sqlite3.SQLITE_CANTOPEN and path.exists() and not os.access(path, os.R_OK):
@@ -229,7 +229,7 @@ def _uri(path: Path, mode: str) -> str:
     return f"file://{quote(str(path.absolute()))}?mode={mode}"
 
 
-def _code(error: sqlite3.Error) -> int | None:
+def error_code(error: sqlite3.Error) -> int | None:
     """The primary result code; absent where the module itself raised, not SQLite."""
     extended: int | None = getattr(error, "sqlite_errorcode", None)
     return None if extended is None else extended & 0xFF

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
-from persistence.backends.sqlite.connection import SqliteDatabase, translate
+from persistence.backends.sqlite.connection import SqliteDatabase, error_code, translate
 from persistence.errors import ClosedError
 from persistence.metadata import comparable, matches
 
@@ -29,6 +29,8 @@ Work = Callable[[sqlite3.Connection], T]
 
 _READERS = 4
 _BATCH = 512
+# Milliseconds for one try to get the write lock.
+_TRY = 5
 
 
 class _Job(Generic[T]):
@@ -163,9 +165,12 @@ class Engine:
             return self.write(work)
         if self._last == threading.get_ident() and not self._jobs and not self._writing.locked():
             with self._writing:
-                if self._conn is not None:
-                    self.check_open()
-                    return _run(self._conn, work, self._database.name)
+                self.check_open()
+                try:
+                    return _run(self._connected(), work, self._database.name)
+                except sqlite3.OperationalError as error:
+                    if not _is_busy(error):
+                        raise
         self.check_open()
         return self._readers.run(work)
 
@@ -214,24 +219,28 @@ class Engine:
     def _write(self) -> None:
         """The writer's thread."""
         while self._bell.get():
-            with self._writing:
-                waiting = [self._jobs.popleft() for _ in range(min(len(self._jobs), _BATCH))]
-                batch = [job for job in waiting if not job.cancelled]
-                if batch:
-                    self._commit(batch)
-            for job in batch:
-                job.settle()
+            self._write_waiting()
         self._drained.wait()
         with self._writing:
             if self._conn is not None:
                 self._conn.close()
+
+    def _write_waiting(self) -> None:
+        # Its own function, so that nothing keeps a large value until there is more to write.
+        with self._writing:
+            waiting = [self._jobs.popleft() for _ in range(min(len(self._jobs), _BATCH))]
+            batch = [job for job in waiting if not job.cancelled]
+            if batch:
+                self._commit(batch)
+        for job in batch:
+            job.settle()
 
     def _commit(self, batch: Sequence[_Job[Any] | _LoopJob[Any]], atomic: bool = False) -> None:
         """Do the jobs in one transaction; if one fails, each in its own, so that it fails alone."""
         try:
             conn = self._connected()
             if not atomic:
-                conn.execute("BEGIN IMMEDIATE")
+                self._begin(conn)
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait
             for job in batch:
                 job.error = self._ours(error)
@@ -246,7 +255,7 @@ class Engine:
                 conn.rollback()
             if not isinstance(error, Exception):
                 raise
-            if len(batch) == 1:
+            if len(batch) == 1 and not (atomic and _is_busy(error)):
                 batch[0].error = self._ours(error)
                 return
             for job in batch:
@@ -256,9 +265,25 @@ class Engine:
         conn = self._conn
         if conn is None:
             conn = self._conn = _prepared(self._database.connect())
+            conn.execute(f"PRAGMA busy_timeout = {_TRY}")
         if conn.in_transaction:  # interrupted twice, the second time before the first was undone
             conn.rollback()
         return conn
+
+    def _begin(self, conn: sqlite3.Connection) -> None:
+        """Wait for other processes, with short naps: those of SQLite grow to a tenth of a second.
+
+        With six processes that write all the time it was 3 seconds until each had its turn.
+        """
+        deadline = time.monotonic() + self._database.busy_timeout
+        while True:
+            try:
+                conn.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() > deadline:
+                    raise
+            else:
+                return
 
     def _ours(self, error: Exception) -> Exception:
         return translate(error, self._database.name) or error
@@ -315,13 +340,21 @@ class _Readers:
 
     def _read(self) -> None:
         while (job := self._jobs.get()) is not None:
-            if job.cancelled:
-                continue
-            try:
-                job.result = self.run(job.work)
-            except Exception as error:  # noqa: BLE001 - it belongs to the one who waits
-                job.error = error
-            job.settle()
+            self._answer(job)
+            del job  # with its result, which may be large
+
+    def _answer(self, job: _LoopJob[Any]) -> None:
+        if job.cancelled:
+            return
+        try:
+            job.result = self.run(job.work)
+        except Exception as error:  # noqa: BLE001 - it belongs to the one who waits
+            job.error = error
+        job.settle()
+
+
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error_code(error) == sqlite3.SQLITE_BUSY
 
 
 def _run(conn: sqlite3.Connection, work: Work[T], where: str) -> T:

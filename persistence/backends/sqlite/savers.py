@@ -205,7 +205,11 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         put = rules.put_of(config, checkpoint, metadata, new_versions)
         codec = self._codec
         given = {channel: codec.given(value) for channel, value in put.given.items()}
-        return put.config, lambda conn: sql.put(conn, put, given, codec), not put.kept
+        put.given.clear()  # they may change from now on
+        if put.kept:
+            return put.config, lambda conn: sql.put(conn, put, given, codec), False
+        sealed = sql.seal(put, given, codec)
+        return put.config, lambda conn: sql.put_sealed(conn, put, sealed), True
 
     def _put_writes(
         self, config: RunnableConfig, writes: Iterable[tuple[str, Any]], task_id: str, task_path: str

@@ -82,10 +82,17 @@ class Row:
 
 def put(conn: sqlite3.Connection, put: rules.Put, given: Mapping[str, Any], codec: Codec) -> None:
     """Store a checkpoint, with the stored values of the channels that keep theirs."""
-    values = dict(given)
-    values.update(_stored(conn, put, codec))
-    type_, blob = codec.seal(put, values if put.has_values or values else None)
-    conn.execute(_PUT, (put.thread, put.ns, put.id, put.parent, type_, blob, dump_metadata(put.metadata)))
+    put_sealed(conn, put, seal(put, {**given, **_stored(conn, put, codec)}, codec))
+
+
+def seal(put: rules.Put, values: Mapping[str, Any], codec: Codec) -> Typed:
+    """What a row holds of a checkpoint."""
+    return codec.seal(put, values if put.has_values or values else None)
+
+
+def put_sealed(conn: sqlite3.Connection, put: rules.Put, sealed: Typed) -> None:
+    """Store a checkpoint of which no channel keeps what is stored."""
+    conn.execute(_PUT, (put.thread, put.ns, put.id, put.parent, *sealed, dump_metadata(put.metadata)))
 
 
 def put_writes(
