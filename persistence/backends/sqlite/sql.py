@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, cast
 
+import msgspec
 from langgraph.checkpoint.serde.types import TASKS
 
 from persistence import rules
@@ -194,7 +195,7 @@ class Listing:
             self.left = None if self.left is None else self.left - len(self.keys)
 
     def _rows(self, conn: sqlite3.Connection, keys: list[Where]) -> list[Row]:
-        sql, params = _PAGE, [json.dumps(keys)]
+        sql, params = _PAGE, [_json(keys)]
         if self.wanted:  # metadata may have been replaced since the key was read
             sql += " WHERE persistence_matches(metadata, ?)"
             params.append(json.dumps(self.wanted))
@@ -208,7 +209,7 @@ class Listing:
                     done = position + 1
                     break
         del self.keys[:done]
-        for position, *write in conn.execute(_PAGE_WRITES, [json.dumps(keys[:done])]):
+        for position, *write in conn.execute(_PAGE_WRITES, [_json(keys[:done])]):
             if row := rows.get(position):
                 row.writes.append(cast(WriteRow, tuple(write)))
         return list(rows.values())
@@ -235,6 +236,10 @@ class Listing:
             )
             params += (id_, id_, thread, ns)
         return ("WHERE " + " AND ".join(clauses) if clauses else "", params)
+
+
+def _json(keys: list[Where]) -> str:
+    return msgspec.json.encode(keys).decode()
 
 
 def delete_threads(conn: sqlite3.Connection, threads: Iterable[str]) -> None:
