@@ -18,8 +18,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
+from persistence.backends.sqlite.codec import load_metadata
 from persistence.backends.sqlite.connection import SqliteDatabase, error_code, translate
 from persistence.errors import ClosedError
 from persistence.metadata import comparable, matches
@@ -386,15 +388,15 @@ def _prepared(conn: sqlite3.Connection) -> sqlite3.Connection:
     return conn
 
 
-def _load(text: bytes | str | None) -> dict[str, Any]:
-    loaded = json.loads(text) if text else {}
-    return loaded if isinstance(loaded, dict) else {}
-
-
 def _matches(metadata: bytes | str | None, wanted: str) -> bool:
-    return matches(_load(metadata), {key: comparable(value) for key, value in json.loads(wanted).items()})
+    return matches(load_metadata(metadata), _wanted(wanted))
+
+
+@lru_cache(64)
+def _wanted(wanted: str) -> dict[str, Any]:
+    return {key: comparable(value) for key, value in json.loads(wanted).items()}
 
 
 def _run_id(metadata: bytes | str | None) -> str | None:
-    run = _load(metadata).get("run_id")
+    run = load_metadata(metadata).get("run_id")
     return run if run is None or isinstance(run, str) else json.dumps(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -61,6 +62,7 @@ _PAGE = f"""
     SELECT k.key, parent_checkpoint_id, c.type, checkpoint, metadata
     {_OF_KEYS.format("checkpoints")}"""
 _PAGE_WRITES = f"SELECT k.key, task_path, task_id, idx, channel, c.type, c.value {_OF_KEYS.format('writes')}"
+_PLAIN_TEXT = re.compile(r"[\w.:-]*", re.ASCII)
 _FIRST_PAGE = 16
 _LARGEST_PAGE = 128
 _PAGE_BYTES = 1 << 20
@@ -227,6 +229,11 @@ class Listing:
                 clauses.append(column)
                 params.append(value)
         if self.wanted:
+            for value in self.wanted.values():
+                if isinstance(value, str) and _PLAIN_TEXT.fullmatch(value):
+                    # JSON can write it in one way only. SQLite looks for bytes; the rest is for Python.
+                    clauses.append("instr(metadata, ?)")
+                    params.append(f'"{value}"'.encode())
             clauses.append("persistence_matches(metadata, ?)")
             params.append(json.dumps(self.wanted))
         if self.last is not None:
