@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench fuzz docs generate clean
+.PHONY: help install demo test lint format bench fuzz matrix docs generate clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -46,6 +46,9 @@ generate: $(STAMP)  ## write the generated documents anew
 
 fuzz: $(STAMP)  ## six savers against the reference model, long: make fuzz FUZZ_EXAMPLES=1000
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),3000) $(BIN)/python -m pytest tests/contract/test_differential.py -q -s --timeout 0
+
+matrix: $(STAMP)  ## the contract suite on every Postgres that can be had
+	$(BIN)/python tools/matrix.py
 
 bench: $(STAMP)  ## our savers against the official ones, side by side
 	$(BIN)/python tools/bench.py
