@@ -6,7 +6,7 @@ small driver that runs them (``persistence.backends.postgres.savers``).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -65,14 +65,14 @@ def put(put: rules.Put, serde: SerializerProtocol, known: KnownRows) -> Steps[No
             statement = sql.put_known(blobs=len(values.own), kept=bool(values.kept))
             rows = yield statement, _known_params(put, values, held, parent)
             if rows:
-                known.note(key, rows[0][0], lambda: _facts(put, values, held, parent))
+                known.note(key, rows[0][0], _facts(put, values, held, parent))
                 return
         kinds, params = {"own": bool(values.own), "kept": bool(values.kept)}, _put_params(put, values)
         rows = yield sql.put(**kinds), params
         if not rows:
             rows = yield sql.put(**kinds, search=True), params
         ((xmin, in_row),) = rows
-        known.note(key, xmin, lambda: _facts(put, values, in_row or {}, None))
+        known.note(key, xmin, _facts(put, values, in_row or {}, None))
 
     return run()
 
@@ -120,20 +120,32 @@ def _held(put: rules.Put, values: _Values, parent: Row | None) -> dict[str, Any]
     return held
 
 
-def _facts(put: rules.Put, values: _Values, held: Mapping[str, Any], parent: Row | None) -> dict[str, Fact]:
-    """What is known of the row that was stored, of which ``held`` is what it holds itself."""
-    facts = {
-        channel: Fact(version, Where.NOWHERE if type_ == EMPTY else Where.BLOB)
-        for channel, version, type_, _ in values.own
-    }
-    for channel, version, _, type_, _ in values.kept:
-        if parent is not None:
-            facts[channel] = parent.facts[channel]
-        elif type_ not in (None, EMPTY):
-            facts[channel] = Fact(version, Where.BLOB)
-    for channel, value in held.items():
-        if channel in put.versions:
-            facts[channel] = Fact(put.versions[channel], value)
+def _facts(
+    put: rules.Put, values: _Values, held: Mapping[str, Any], parent: Row | None
+) -> Callable[[], dict[str, Fact]]:
+    """What is known of the row that was stored, of which ``held`` is what it holds itself.
+
+    It may be remembered for long, so it must keep neither the blobs nor the caller's objects.
+    """
+    own = [(channel, version, type_) for channel, version, type_, _ in values.own]
+    kept = [(channel, version, type_) for channel, version, _, type_, _ in values.kept]
+    versions, earlier = put.versions, parent.facts if parent else None
+
+    def facts() -> dict[str, Fact]:
+        found = {
+            channel: Fact(version, Where.NOWHERE if type_ == EMPTY else Where.BLOB)
+            for channel, version, type_ in own
+        }
+        for channel, version, type_ in kept:
+            if earlier is not None:
+                found[channel] = earlier[channel]
+            elif type_ not in (None, EMPTY):
+                found[channel] = Fact(version, Where.BLOB)
+        for channel, value in held.items():
+            if channel in versions:
+                found[channel] = Fact(versions[channel], value)
+        return found
+
     return facts
 
 
