@@ -1,0 +1,128 @@
+"""The savers through a real PgBouncer in transaction mode: each statement may go to another connection."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+import psycopg
+import pytest
+from langgraph.graph import END, START, StateGraph
+from psycopg.conninfo import conninfo_to_dict
+
+import persistence
+from persistence.settings import Settings
+from persistence.testing.marks import clause
+from tests.support import query_form
+
+_PROGRAM = os.environ.get("PERSISTENCE_TEST_PGBOUNCER") or shutil.which(
+    "pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin"
+)
+
+pytestmark = pytest.mark.skipif(
+    _PROGRAM is None,
+    reason="no PgBouncer: install one (apt install pgbouncer) or name it in PERSISTENCE_TEST_PGBOUNCER",
+)
+
+
+class Count(TypedDict):
+    n: int
+    seen: list[int]
+
+
+def _graph(saver: Any) -> Any:
+    builder = StateGraph(Count)
+    builder.add_node("add", lambda state: {"n": state["n"] + 1, "seen": [*state["seen"], state["n"]]})
+    builder.add_conditional_edges(START, lambda state: "add")
+    builder.add_conditional_edges("add", lambda state: "add" if state["n"] < 5 else END)
+    return builder.compile(checkpointer=saver)
+
+
+def _thread(number: int) -> Any:
+    return {"configurable": {"thread_id": f"t{number}"}}
+
+
+@pytest.fixture
+def pooled(postgres_dsn: str, tmp_path: Path) -> Iterator[str]:
+    """DSN of an empty database behind a PgBouncer with two connections to it."""
+    persistence.open(postgres_dsn, settings=Settings()).close()  # makes the tables
+    server = conninfo_to_dict(persistence.Dsn.parse(postgres_dsn).conninfo)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    target = " ".join(
+        f"{key}={value}" for key, value in server.items() if key in ("host", "port", "user", "password")
+    )
+    config, log = tmp_path / "pgbouncer.ini", tmp_path / "pgbouncer.log"
+    config.write_text(
+        f"[databases]\n* = {target}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+        "auth_type = any\npool_mode = transaction\ndefault_pool_size = 2\nunix_socket_dir =\n"
+    )
+    command = [str(_PROGRAM), str(config)]
+    if getpass.getuser() == "root":  # as which PgBouncer refuses to run
+        folder = Path(str(server.get("host")), f".s.PGSQL.{server.get('port', 5432)}")
+        command += ["-u", folder.owner() if folder.exists() else "nobody"]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            conninfo = f"host=127.0.0.1 port={port} user=any dbname={server['dbname']}"
+            _wait(conninfo, log)
+            yield f"postgresql://{query_form(conninfo)}&pgbouncer=true&pool_max=8"
+        finally:
+            process.terminate()
+
+
+def _wait(conninfo: str, log: Path) -> None:
+    until = time.monotonic() + 20
+    while True:
+        try:
+            psycopg.connect(conninfo, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _expected(number: int) -> Count:
+    return {"n": 5, "seen": list(range(number % 3, 5))}
+
+
+@clause("W3", "R6")
+async def test_async_graphs_at_once(pooled: str) -> None:
+    async with persistence.aopen(pooled) as db:
+        graph = _graph(db.checkpointer)
+
+        async def run(number: int) -> None:
+            await graph.ainvoke({"n": number % 3, "seen": []}, _thread(number))
+            state = await graph.aget_state(_thread(number))
+            assert state.values == _expected(number)
+            steps = [step async for step in graph.aget_state_history(_thread(number))]
+            assert len(steps) == 7 - number % 3
+
+        await asyncio.gather(*(run(number) for number in range(12)))
+        assert db.checkpointer is not None
+        await db.checkpointer.aprune(["t0", "t1"])
+        await db.checkpointer.acopy_thread("t0", "copy")
+        await db.checkpointer.adelete_thread("t2")
+        assert (await graph.aget_state({"configurable": {"thread_id": "copy"}})).values == _expected(0)
+        assert await db.checkpointer.aget_tuple(_thread(2)) is None
+
+
+@clause("W3", "R6")
+def test_sync_graph(pooled: str) -> None:
+    with persistence.open(pooled) as db:
+        graph = _graph(db.checkpointer)
+        for number in range(8):
+            graph.invoke({"n": number % 3, "seen": []}, _thread(number))
+            assert graph.get_state(_thread(number)).values == _expected(number)
+        assert db.checkpointer is not None
+        db.checkpointer.prune(["t0"], strategy="delete")
+        assert db.checkpointer.get_tuple(_thread(0)) is None
