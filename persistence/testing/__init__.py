@@ -31,9 +31,10 @@ except ModuleNotFoundError as error:
         hint="install it with: pip install 'langgraph-persistence[testing]'",
     ) from error
 
-_SUITE = "conformance differential durable graphs interface reading secrets values writing"
+_SUITE = "concurrency conformance differential durable graphs interface reading secrets values writing"
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _SUITE.split()))
 
+from persistence.testing.concurrency import *  # noqa: E402
 from persistence.testing.conformance import *  # noqa: E402
 from persistence.testing.differential import *  # noqa: E402
 from persistence.testing.fixtures import *  # noqa: E402

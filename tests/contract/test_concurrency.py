@@ -1,0 +1,1 @@
+from persistence.testing.concurrency import *
