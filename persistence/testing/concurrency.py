@@ -101,7 +101,7 @@ def test_listing_that_is_left_early_holds_nothing(opened: Opener) -> None:
     saver = opened(pool_max=1, pool_timeout=10)
     for step in range(40):
         saver.put("t", f"{step:02}", {"x": [step]})
-    left_open = []
+    left_open: list[Any] = []
     for _ in range(5):
         if saver.is_async:
 
