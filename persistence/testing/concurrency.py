@@ -47,7 +47,7 @@ def test_many_threads_share_a_saver(saver: Subject) -> None:
         try:
             for step in range(STEPS):
                 values = values_of(worker, step)
-                versions = dict.fromkeys(values, f"{step}")
+                versions: Any = dict.fromkeys(values, f"{step}")
                 parent = f"{step - 1}" if step else None
                 config = saver.saver.put(
                     at(f"t{worker}", parent), bare(f"{step}", values, versions), {}, versions
@@ -78,7 +78,7 @@ def test_many_tasks_share_a_saver(saver: Subject) -> None:
     async def converse(worker: int) -> None:
         for step in range(STEPS):
             values = values_of(worker, step)
-            versions = dict.fromkeys(values, f"{step}")
+            versions: Any = dict.fromkeys(values, f"{step}")
             parent = f"{step - 1}" if step else None
             config = await saver.saver.aput(
                 at(f"t{worker}", parent), bare(f"{step}", values, versions), {}, versions

@@ -17,6 +17,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.types import Command, Send, interrupt
 
+from persistence.testing import programs as more
 from persistence.testing.kinds import Colour, Trip
 from persistence.testing.marks import clause
 from persistence.testing.subject import Subject
@@ -126,6 +127,12 @@ class Driver:
             return self._graph.update_state(config, values, as_node=as_node)
         return self._run(self._graph.aupdate_state(config, values, as_node=as_node))
 
+    def shape(self, config: Any) -> Any:
+        return _shape(self.state(config))
+
+    def shapes(self, config: Any) -> list[Any]:
+        return [_shape(state) for state in self.history(config)]
+
 
 def chat_program(driver: Driver) -> list[Any]:
     """Messages, parallel tasks, a subgraph with two interrupts, an update, a fork, a replay."""
@@ -157,6 +164,11 @@ def delta_program(driver: Driver) -> list[Any]:
 
 
 PROGRAMS = {"chat": (chat_graph, chat_program), "delta": (delta_graph, delta_program)}
+ALL_PROGRAMS = PROGRAMS | {
+    "failing": (more.failing_graph, more.failing_program),
+    "asking": (more.asking_graph, more.asking_program),
+    "functional": (more.functional_graph, more.functional_program),
+}
 
 
 def _shape(state: Any) -> Any:
@@ -180,12 +192,14 @@ def _plain(value: Any) -> str:
 
 
 @clause("V1", "R2", "R8", "R10", "W2")
+@pytest.mark.parametrize("storage", ["as it is", "slow"])
 @pytest.mark.parametrize("durability", DURABILITIES)
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_same_program_same_history(saver: Subject, name: str, durability: str) -> None:
-    build, program = PROGRAMS[name]
+@pytest.mark.parametrize("name", ALL_PROGRAMS)
+def test_same_program_same_history(saver: Subject, name: str, durability: str, storage: str) -> None:
+    build, program = ALL_PROGRAMS[name]
     run = saver.loop.run if saver.is_async else None
-    got = program(Driver(build(saver.saver), run, durability))
+    tried = more.SlowSaver(saver.saver) if storage == "slow" else saver.saver
+    got = program(Driver(build(tried), run, durability))
     expected = program(Driver(build(InMemorySaver()), run, durability))
     for number, (ours, official) in enumerate(zip(got, expected, strict=True)):
         assert _plain(ours) == _plain(official), number
