@@ -353,9 +353,9 @@ def _highest(versions: Mapping[str, Any]) -> Any:
         return _FIRST_VERSION
     try:
         # Of equal ones, as 2 and 2.0 are, the int: the order of the channels is not the same everywhere.
-        return max(versions.values(), key=lambda version: (version, isinstance(version, int)))
-    except TypeError:  # text beside numbers
-        return max(versions.values(), key=str)
+        return max(versions.values(), key=lambda version: (version, type(version).__name__))
+    except TypeError:  # text beside numbers: "2.0" comes after 2.0
+        return max(versions.values(), key=lambda version: (str(version), type(version).__name__))
 
 
 def _configurable(config: RunnableConfig) -> Mapping[str, Any]:

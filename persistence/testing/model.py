@@ -213,7 +213,7 @@ class Model:
             mixed = len({isinstance(v, str) for v in versions.values()}) == 2
             highest = max(
                 versions.values(),
-                key=lambda v: (str(v) if mixed else v, type(v) is int),
+                key=lambda v: (str(v) if mixed else v, ["float", "int", "str"].index(type(v).__name__)),
                 default="0" * 31 + "1." + "0" * 16,
             )
             versions[TASKS] = highest

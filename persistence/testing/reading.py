@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
 from persistence.errors import InvalidInputError
 from persistence.testing.kinds import ANY_JSON, ID_TEXT
 from persistence.testing.marks import clause, generated
-from persistence.testing.subject import Subject, at, fresh
+from persistence.testing.subject import Subject, at, fresh, same
 
 
 @clause("R1")
@@ -264,14 +265,17 @@ def test_sends_of_old_formats_are_found_in_the_parents_writes(saver: Subject, mo
 
 
 @clause("R9")
-def test_sends_take_the_highest_version_and_of_equal_ones_the_int(saver: Subject) -> None:
-    for versions in ({"x": 2, "": 2.0}, {"x": 2.0, "": 2}, {"": 2.0, "x": 2}):
-        config = saver.put("t", "1", {}, v=1)
-        saver.put_writes(config, [(TASKS, "send")])
-        saver.put("t", "2", {}, parent="1", versions=versions, v=1)
-        found = saver.get("t")
-        assert found is not None
-        assert type(found.checkpoint["channel_versions"][TASKS]) is int
+def test_sends_take_the_highest_version_whatever_the_order_of_channels(saver: Subject) -> None:
+    cases: list[tuple[list[Any], Any]] = [([2, 2.0], 2), (["1", 2.0, "2.0"], "2.0"), ([10, "9"], "9")]
+    for values, highest in cases:
+        for order in permutations(values):
+            versions = dict(zip(["x", "", "long"], order, strict=False))
+            config = saver.put("t", "1", {}, v=1)
+            saver.put_writes(config, [(TASKS, "send")])
+            saver.put("t", "2", {}, parent="1", versions=versions, v=1)
+            found = saver.get("t")
+            assert found is not None
+            assert same(found.checkpoint["channel_versions"][TASKS], highest)
 
 
 @clause("R9")
