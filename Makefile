@@ -50,6 +50,9 @@ fuzz: $(STAMP)  ## six savers against the reference model, long: make fuzz FUZZ_
 matrix: $(STAMP)  ## the contract suite on every Postgres that can be had
 	$(BIN)/python tools/matrix.py
 
+pgbouncer: $(STAMP)  ## the savers through a real PgBouncer, which must be installed
+	$(BIN)/python -m pytest tests/pgbouncer/savers.py -q
+
 bench: $(STAMP)  ## our savers against the official ones, side by side
 	$(BIN)/python tools/bench.py
 

@@ -71,10 +71,13 @@ def test_plaintext_is_refused_under_encryption(
     plain = opened()
     config = plain.put("t", "1", values)
     plain.put_writes(config, [("x", values["x"])])
+    plain.put("no writes", "1", values)
+    plain.put_writes(plain.put("only writes", "1", {}), [("x", values["x"])])
     plain.close()
     strict = opened(encryption_key=KEY)
-    with pytest.raises(EncryptionError):
-        strict.get("t")
+    for thread in ("t", "no writes", "only writes"):
+        with pytest.raises(EncryptionError):
+            strict.get(thread)
     with pytest.raises(EncryptionError):
         strict.list(at("t"))
     strict.close()

@@ -330,17 +330,25 @@ def version(value: Any) -> str:
     if isinstance(value, int) and -(2**63) <= value < 2**64:
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
-        return f"{Decimal(repr(value + 0.0)):f}"
+        return float_text(value)
     raise InvalidInputError("not a version")
 
 
+def float_text(value: float) -> str:
+    digits = f"{Decimal(repr(value + 0.0)):f}"
+    return digits if "." in digits else digits + ".0"
+
+
 def is_old(row: Row) -> bool:
-    return not isinstance(row.body.get("v"), int) or row.body["v"] < 4
+    v = row.body.get("v")
+    return v < 4 if isinstance(v, (int, float)) else True
 
 
 def run_of(row: Row) -> str | None:
     run = row.metadata.get("run_id")
-    return run if run is None or isinstance(run, str) else json.dumps(run)
+    if isinstance(run, float):
+        return float_text(run)
+    return json.dumps(run) if isinstance(run, int) else run if isinstance(run, str) else None
 
 
 def as_json(value: Any, depth: int = 0, drop: str | None = None) -> Any:

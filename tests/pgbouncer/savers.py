@@ -1,4 +1,8 @@
-"""The savers through a real PgBouncer in transaction mode: each statement may go to another connection."""
+"""The savers through a real PgBouncer in transaction mode: each statement may go to another connection.
+
+`make pgbouncer` runs them; they are not part of `make test`, because no wheel brings a PgBouncer:
+hence the name of this file.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +24,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 import persistence
 from persistence.settings import Settings
-from persistence.testing.marks import clause
 from tests.support import query_form
 
 _PROGRAM = os.environ.get("PERSISTENCE_TEST_PGBOUNCER") or shutil.which(
     "pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin"
-)
-
-pytestmark = pytest.mark.skipif(
-    _PROGRAM is None,
-    reason="no PgBouncer: install one (apt install pgbouncer) or name it in PERSISTENCE_TEST_PGBOUNCER",
 )
 
 
@@ -53,6 +51,9 @@ def _thread(number: int) -> Any:
 @pytest.fixture
 def pooled(postgres_dsn: str, tmp_path: Path) -> Iterator[str]:
     """DSN of an empty database behind a PgBouncer with two connections to it."""
+    assert _PROGRAM, (
+        "no PgBouncer: install one (apt install pgbouncer) or name it in PERSISTENCE_TEST_PGBOUNCER"
+    )
     persistence.open(postgres_dsn, settings=Settings()).close()  # makes the tables
     server = conninfo_to_dict(persistence.Dsn.parse(postgres_dsn).conninfo)
     with socket.socket() as free:
@@ -95,7 +96,6 @@ def _expected(number: int) -> Count:
     return {"n": 5, "seen": list(range(number % 3, 5))}
 
 
-@clause("W3", "R6")
 async def test_async_graphs_at_once(pooled: str) -> None:
     async with persistence.aopen(pooled) as db:
         graph = _graph(db.checkpointer)
@@ -116,7 +116,6 @@ async def test_async_graphs_at_once(pooled: str) -> None:
         assert await db.checkpointer.aget_tuple(_thread(2)) is None
 
 
-@clause("W3", "R6")
 def test_sync_graph(pooled: str) -> None:
     with persistence.open(pooled) as db:
         graph = _graph(db.checkpointer)
