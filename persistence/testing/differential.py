@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from persistence.testing import strategies as some
 from persistence.testing.marks import clause, tries
 from persistence.testing.model import Model
-from persistence.testing.replay import Script, change, difference, identical, outcome, wreck
+from persistence.testing.replay import Script, change, difference, identical, outcome, tuples, wreck
 from persistence.testing.subject import Subject, at
 
 EXAMPLES = 20
@@ -38,6 +38,8 @@ class Differential(RuleBasedStateMachine):
     script: ClassVar[Script]
     answers: ClassVar[Counter[tuple[str, str]]]
     """Steps so far, by method and whether the call was answered or refused."""
+    found: ClassVar[int]
+    """Checkpoints that were read and compared."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,6 +55,7 @@ class Differential(RuleBasedStateMachine):
         call = self.script.add(name, args, kwargs)
         expected = outcome(self.model, call)
         type(self).answers[name, "refused" if isinstance(expected, type) else "answered"] += 1
+        type(self).found += len(tuples(expected))
         for column, subject in self.subjects.items():
             answer = outcome(subject, call)
             if not identical(answer, expected):
@@ -174,6 +177,7 @@ def drive(subjects: dict[str, Subject]) -> None:
     Machine.subjects = subjects
     Machine.script = Script()
     Machine.answers = Counter()
+    Machine.found = 0
     profile = settings(
         max_examples=MORE_EXAMPLES or EXAMPLES,
         stateful_step_count=int(os.environ.get("FUZZ_STEPS", "40")),
@@ -190,7 +194,8 @@ def drive(subjects: dict[str, Subject]) -> None:
         run_state_machine_as_test(Machine, settings=profile)
     finally:
         counts = ", ".join(f"{name} {how}: {n}" for (name, how), n in sorted(Machine.answers.items()))
-        print(f"\n{Machine.answers.total()} steps on {', '.join(subjects)} ({counts})")  # noqa: T201 - what make fuzz is asked
+        where = f"on {', '.join(subjects)}; {Machine.found} checkpoints compared"
+        print(f"\n{Machine.answers.total()} steps {where} ({counts})")  # noqa: T201 - what make fuzz is asked
     assert Machine.answers
 
 

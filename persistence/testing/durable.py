@@ -87,6 +87,19 @@ def test_plaintext_is_refused_under_encryption(
     assert lenient.values("t") == {**values, "y": [2]}
 
 
+@clause("V5", "W1")
+def test_value_that_another_process_replaced_is_the_one_that_is_kept(opened: Opener) -> None:
+    """Whatever a saver remembers of a checkpoint, the one that is stored counts."""
+    for old, new in (("old", "new"), (["old"], ["new"]), ("old", ["new"]), (["old"], 7)):
+        here, elsewhere, thread = opened(), opened(), fresh()
+        here.put(thread, "1", {"x": old}, versions={"x": 1})
+        here.get(thread)
+        elsewhere.call("delete_thread", thread)
+        elsewhere.put(thread, "1", {"x": new}, versions={"x": 1})
+        here.put(thread, "2", {"x": old, "y": 1}, parent="1", versions={"x": 1, "y": 2}, new={"y": 2})
+        assert here.values(thread) == elsewhere.values(thread) == {"x": new, "y": 1}
+
+
 OPENER = """
 import os, sys, persistence
 from persistence.settings import Settings

@@ -159,6 +159,27 @@ def test_delete_for_runs(saver: Subject) -> None:
 
 
 @clause("F1")
+def test_run_is_named_by_text_or_a_number(saver: Subject) -> None:
+    runs = {
+        "text": "r",
+        "number": 7,
+        "float": 1e22,
+        "flag": True,
+        "list": [1],
+        "dict": {"a": 1},
+        "none": None,
+    }
+    for id_, run in runs.items():
+        saver.put("t", id_, {}, metadata={"run_id": run})
+    saver.call("delete_for_runs", ["[1]", '{"a":1}', '{"a": 1}', "null", "None", "True", "1e+22"])
+    assert set(saver.ids()) == set(runs)
+    for id_, name in (("text", "r"), ("number", "7"), ("float", "1" + "0" * 22 + ".0"), ("flag", "true")):
+        saver.call("delete_for_runs", [name])
+        assert id_ not in saver.ids()
+    assert set(saver.ids()) == {"list", "dict", "none"}
+
+
+@clause("F1")
 def test_delete_for_runs_refuses_what_a_live_checkpoint_needs(saver: Subject) -> None:
     delta = {"counters_since_delta_snapshot": {"d": [1, 1]}}
     parent = None

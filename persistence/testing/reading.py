@@ -279,6 +279,15 @@ def test_sends_take_the_highest_version_whatever_the_order_of_channels(saver: Su
 
 
 @clause("R9")
+@pytest.mark.parametrize("version", [3.5, 4.0, 4.5, "4", None, True, 5], ids=repr)
+def test_format_is_old_if_its_version_is_less_than_four_or_no_number(saver: Subject, version: Any) -> None:
+    saver.put_writes(saver.put("t", "1", {}), [(TASKS, "a")])
+    saver.put("t", "2", {"x": 1}, parent="1", v=version)
+    is_new = type(version) in (int, float) and version >= 4
+    assert saver.values("t") == ({"x": 1} if is_new else {"x": 1, TASKS: ["a"]})
+
+
+@clause("R9")
 def test_sends_of_the_new_format_stay_pending_writes(saver: Subject) -> None:
     parent = saver.put("t", "1", {})
     saver.put_writes(parent, [(TASKS, "a")])

@@ -8,6 +8,8 @@ from copy import deepcopy
 from pprint import pformat
 from typing import Any, NamedTuple
 
+from langgraph.checkpoint.base import CheckpointTuple
+
 from persistence.testing.model import Model
 from persistence.testing.subject import Subject
 
@@ -63,14 +65,20 @@ def difference(left: Any, right: Any, path: str = "answer") -> str:
     return f"{path}\n  gave  {left!r}\n  model {right!r}"
 
 
+def tuples(answer: Any) -> list[CheckpointTuple]:
+    """The checkpoints in an answer."""
+    return [found for found in (answer if isinstance(answer, list) else [answer]) if isinstance(found, tuple)]
+
+
 def wreck(answer: Any) -> None:
     """Change what a saver returned: it is the caller's."""
-    for found in answer if isinstance(answer, list) else [answer]:
-        if isinstance(found, tuple):
-            for value in found[1].get("channel_values", {}).values():
-                change(value)
-            found[1].clear()
-            found[2].clear()
+    for found in tuples(answer):
+        values = (found.checkpoint.get("channel_values") or {}).values()
+        for value in (*values, *found.metadata.values(), *(write[2] for write in found.pending_writes or ())):
+            change(value)
+        parts: list[Any] = [found.checkpoint, found.metadata, found.config, found.parent_config or {}]
+        for part in parts:
+            part.clear()
 
 
 def change(value: Any) -> None:

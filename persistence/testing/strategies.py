@@ -40,7 +40,7 @@ TASK_IDS = names("one", "two", 3)
 PATHS = names("", "p", "~1", "q")
 CHANNELS = names("x", "y", "d", 6)
 WRITE_CHANNELS = names("x", "d", "y", ERROR, SCHEDULED, INTERRUPT, RESUME, TASKS)
-RUNS = names("r", "s", 7)
+RUNS = names("r", "s", 7, 1, "true", "1e+22", "[1]", '{"a":1}')
 
 VALUES_OF_EVERY_KIND = (
     st.sampled_from(list(VALUES.values()))
@@ -56,7 +56,7 @@ REFUSED_VALUES = st.sampled_from([object(), 2**64, [-(2**63) - 1], {"a": object(
 CHANNEL_VALUES = st.integers(0, 39).flatmap(lambda n: REFUSED_VALUES if n == 39 else VALUES_OF_EVERY_KIND)
 
 VERSIONS = mostly(
-    st.sampled_from([1, 2, 3, "1", "2.0", 1.5, 2.0, "v"]),
+    st.sampled_from([1, 2, 3, "1", "2.0", 1.5, 2.0, 1e16, 10**16, "v"]),
     st.integers(-(2**65), 2**66) | st.floats() | ID_TEXT | BAD_IDS,
 )
 
@@ -72,7 +72,7 @@ NOT_JSON = st.sampled_from(
     [math.nan, math.inf, b"x", {1}, object(), {"in": [-math.inf]}, {(1,): 2}, deep(250)]
 )
 JSON = (
-    st.sampled_from([0, 1, 1.0, True, None, "a", "", [1], [1.0], {}, {"a": 1}, {"a": 1, "b": None}])
+    st.sampled_from([0, 1, 1.0, 1e22, True, None, "a", "", [1], [1.0], {}, {"a": 1}, {"a": 1, "b": None}])
     | ANY_JSON
 )
 METADATA_KEYS = names("k", "a.b", "writes", "run_id", '"', "thread_id", "checkpoint_ns")
@@ -122,7 +122,7 @@ def checkpoints(draw: st.DrawFn) -> tuple[Any, dict[Any, Any]]:
     if not draw(st.integers(0, 15)):
         new |= draw(st.dictionaries(CHANNELS, VERSIONS, max_size=1))
     checkpoint: dict[str, Any] = {
-        "v": draw(st.sampled_from([4, 4, 4, 1, 3])),
+        "v": draw(st.sampled_from([4, 4, 4, 4, 1, 2, 3, 3, 3.5, 4.0, 4.5, "4", None, True])),
         "id": draw(CHECKPOINTS),
         "ts": draw(ANY_TEXT),
         "channel_values": values,

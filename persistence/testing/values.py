@@ -330,6 +330,19 @@ def test_versions_are_text_or_numbers(saver: Subject) -> None:
         assert saver.values(t) == {"x": [1], "y": 2}
 
 
+@clause("V5", "V6")
+@pytest.mark.parametrize(
+    ("stored", "same_as", "other"), [(2, "2", 2.0), (10**16, str(10**16), 1e16)], ids=repr
+)
+def test_versions_are_the_same_if_their_text_is(
+    saver: Subject, stored: Any, same_as: Any, other: Any
+) -> None:
+    saver.put("t", "1", {"x": ["stored"]}, versions={"x": stored})
+    for version, kept_value in ((same_as, "stored"), (other, "given")):
+        saver.put("t", "2", {"x": ["given"]}, parent="1", versions={"x": version}, new={})
+        assert saver.values("t") == {"x": [kept_value]}
+
+
 @clause("V6")
 def test_versions_of_other_kinds_are_refused(saver: Subject) -> None:
     for version in (2**70, 1e999, [1], b"1"):
