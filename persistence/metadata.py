@@ -67,6 +67,14 @@ def number_text(value: int | float) -> str:
     return text if "." in text else text + ".0"
 
 
+def run_text(metadata: Mapping[str, Any]) -> str | None:
+    """The run that a checkpoint belongs to, as ``delete_for_runs`` names it; no list or dict is a name."""
+    run = metadata.get("run_id")
+    if isinstance(run, (int, float)):
+        return number_text(run)
+    return run if isinstance(run, str) else None
+
+
 def comparable(value: Any) -> Any:
     """A form in which two JSON values are equal if, and only if, they are the same JSON.
 

@@ -318,7 +318,7 @@ def pending_writes(
 def has_sends_in_parent(checkpoint: Mapping[str, Any]) -> bool:
     """Whether this checkpoint is of a format that keeps its pending sends in its parent's writes."""
     version = checkpoint.get("v")
-    return not isinstance(version, int) or version < _SENDS_IN_PARENT_BEFORE
+    return not isinstance(version, (int, float)) or version < _SENDS_IN_PARENT_BEFORE
 
 
 def add_sends(checkpoint: dict[str, Any], sends: list[Any]) -> None:

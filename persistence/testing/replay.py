@@ -67,7 +67,8 @@ def difference(left: Any, right: Any, path: str = "answer") -> str:
 
 def tuples(answer: Any) -> list[CheckpointTuple]:
     """The checkpoints in an answer."""
-    return [found for found in (answer if isinstance(answer, list) else [answer]) if isinstance(found, tuple)]
+    answers = answer if isinstance(answer, list) else [answer]
+    return [found for found in answers if isinstance(found, CheckpointTuple)]
 
 
 def wreck(answer: Any) -> None:

@@ -26,7 +26,7 @@ from persistence import rules
 from persistence.delta import Ancestor, delta_history
 from persistence.errors import ClosedError, ConflictError
 from persistence.lineage import Needs, Node, Place, Plan, prune_needs, prune_plan, runs_needs, runs_plan
-from persistence.metadata import clean_filter, comparable, json_text, matches
+from persistence.metadata import clean_filter, comparable, json_text, matches, run_text
 from persistence.rules import Typed
 
 
@@ -226,7 +226,9 @@ class MemorySaver(InMemorySaver):
             runs = set(rules.text_ids(run_ids, "run_id"))
             plans = []
             for id_, thread in threads.items():
-                doomed = {place for place, row in thread.rows.items() if _run(row) in runs}
+                doomed = {
+                    place for place, row in thread.rows.items() if run_text(json.loads(row.metadata)) in runs
+                }
                 if doomed:
                     nodes = _nodes(thread)
                     answers = _answers(thread, runs_needs(nodes, doomed))
@@ -384,11 +386,6 @@ def _answers(thread: _Thread, needs: Needs) -> tuple[Collection[Place], Mapping[
     }
     stored = {place: row.values.keys() for place, row in thread.rows.items() if place[0] in needs.delta}
     return sends, stored
-
-
-def _run(row: _Row) -> str | None:
-    run = json.loads(row.metadata).get("run_id")
-    return run if run is None or isinstance(run, str) else json_text(run)
 
 
 def _carry_out(thread: _Thread, plan: Plan) -> None:

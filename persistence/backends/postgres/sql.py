@@ -305,7 +305,9 @@ SELECT checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint -> 'v',
 FROM checkpoints WHERE thread_id = %(thread)s"""
 
 RUNS = """
-SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints WHERE metadata ->> 'run_id' = ANY(%(runs)s)"""
+SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints
+WHERE metadata ->> 'run_id' = ANY(%(runs)s)
+    AND jsonb_typeof(metadata -> 'run_id') NOT IN ('object', 'array')"""
 
 WITH_SENDS = """
 SELECT DISTINCT checkpoint_id FROM checkpoint_writes

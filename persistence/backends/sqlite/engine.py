@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 from persistence.backends.sqlite.codec import load_metadata
 from persistence.backends.sqlite.connection import SqliteDatabase, error_code, translate
 from persistence.errors import ClosedError
-from persistence.metadata import comparable, matches
+from persistence.metadata import comparable, matches, run_text
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -398,5 +398,4 @@ def _wanted(wanted: str) -> dict[str, Any]:
 
 
 def _run_id(metadata: bytes | str | None) -> str | None:
-    run = load_metadata(metadata).get("run_id")
-    return run if run is None or isinstance(run, str) else json.dumps(run)
+    return run_text(load_metadata(metadata))
