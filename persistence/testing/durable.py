@@ -209,6 +209,7 @@ async def asynchronous():
             config = await db.checkpointer.aput(*checkpoint())
             await db.checkpointer.aput_writes(config, [("a", last), ("b", [last])], "task")
             done.append(last)
+            await asyncio.sleep(0)  # a saver need not give way, and SIGINT only cancels this task
 
 if sys.argv[2] == "sync":
     synchronous()
