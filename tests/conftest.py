@@ -32,6 +32,16 @@ def postgres_server() -> Iterator[str]:
 
 
 @pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter. Each process of pytest closes pytest's own to others again."""
+    with tempfile.TemporaryDirectory(prefix="persistence-tests-") as name:
+        folder = Path(name)
+        folder.chmod(0o777)
+        yield folder
+        folder.chmod(0o777)
+
+
+@pytest.fixture
 def postgres_dsn(postgres_server: str) -> Iterator[str]:
     """DSN of an empty database of its own, dropped afterwards."""
     name = f"t_{uuid.uuid4().hex[:12]}"

@@ -168,21 +168,23 @@ class _PartWriter:
 
 def _prepare(folder: Path) -> bool:
     """Make the folder, or take over what an export that did not end left; whether it was made."""
-    if not folder.exists():
-        try:
+    try:
+        if not folder.exists():
             folder.mkdir(parents=True)
-        except OSError as error:
-            raise ArchiveError(f"cannot make archive {folder}: {error.strerror}") from None
-        return True
-    if not folder.is_dir():
-        raise ArchiveError(f"{folder} exists and is not a folder")
-    if (folder / fmt.MANIFEST).exists():
-        raise ArchiveError(f"archive {folder} exists already", hint="name another folder, or delete this one")
-    if others := [path.name for path in folder.iterdir() if not _is_ours(path.name)]:
-        raise ArchiveError(
-            f"{folder} holds other files ({others[0]})", hint="name a folder that is empty or new"
-        )
-    _clear(folder)
+            return True
+        if not folder.is_dir():
+            raise ArchiveError(f"{folder} exists and is not a folder")
+        if (folder / fmt.MANIFEST).exists():
+            raise ArchiveError(
+                f"archive {folder} exists already", hint="name another folder, or delete this one"
+            )
+        if others := [path.name for path in folder.iterdir() if not _is_ours(path.name)]:
+            raise ArchiveError(
+                f"{folder} holds other files ({others[0]})", hint="name a folder that is empty or new"
+            )
+        _clear(folder)
+    except OSError as error:
+        raise ArchiveError(f"cannot make archive {folder}: {error.strerror}") from None
     return False
 
 

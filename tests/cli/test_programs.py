@@ -74,15 +74,21 @@ def test_sqlite_to_postgres_without_a_source(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.timeout(300)
 def test_bench_runs(tmp_path: Path, postgres_server: str) -> None:
+    """Every kind of work; each contender did it, and found no wrong state."""
     env = {"PERSISTENCE_TEST_POSTGRES": postgres_server}
-    result = program(tmp_path, "bench.py", "--short", "--json", "figures.json", env=env)
+    result = program(tmp_path, "bench.py", "--short", "--json", "bench.json", "--chart", "bench.svg", env=env)
     assert result.returncode == 0, result.stderr
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert {(f["backend"], f["contender"]) for f in figures} == {
-        (backend, contender) for backend in ("sqlite", "postgres") for contender in ("official", "ours")
-    }
-    assert all(f["median"] > 0 for f in figures)
+    works = json.loads((tmp_path / "bench.json").read_text())["works"]
+    assert {work["kind"] for work in works} == {"steps", "graph", "store", "history", "large"}
+    for work in works:
+        rivals = [contender["name"] for contender in work["contenders"]]
+        assert rivals[:2] == ["ours", "official"]
+        for contender in work["contenders"]:
+            assert contender["errors"] == []
+            assert all(figure["median"] >= 0 for figure in contender["summary"].values())
+    assert "<svg" in (tmp_path / "bench.svg").read_text()
 
 
 def test_cli_reference_is_checked(checkout: Path) -> None:

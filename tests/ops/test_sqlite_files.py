@@ -162,6 +162,7 @@ def as_ordinary_user(dsn: str) -> str:
         text=True,
         timeout=60,
         check=False,
+        cwd="/",
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert "Traceback" not in done.stderr, done.stderr
@@ -169,13 +170,10 @@ def as_ordinary_user(dsn: str) -> str:
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Path:
+def shared(open_folder: Path) -> Path:
     """A folder that every user may enter, with a database in it."""
-    folder = tmp_path / "shared"
-    folder.mkdir()
-    for one in (folder, *folder.parents):
-        if one.is_relative_to("/tmp/") and one != Path("/tmp"):  # noqa: S108 - pytest's own folder
-            one.chmod(0o755)
+    folder = open_folder / "shared"
+    folder.mkdir(mode=0o755)
     with persistence.open(f"sqlite:///{folder}/x.db") as db:
         counter().compile(checkpointer=db.checkpointer).invoke({"n": 1}, thread())
     with closing(sqlite3.connect(folder / "x.db")) as conn:

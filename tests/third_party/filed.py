@@ -1,10 +1,11 @@
-"""A backend as somebody else might write one: all conversations in one file, rewritten at every change.
+"""A backend as somebody else might write one: a file to which every change is appended.
 
-Slow, and the same as every other backend. ``FILED_BREAKS`` names a clause for it to break.
+``FILED_BREAKS`` names a clause for it to break.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pickle
@@ -15,42 +16,48 @@ from typing import Any
 from langgraph.store.base import BaseStore
 
 import persistence
-from persistence.backends.memory.savers import MemorySaver, _Memory
+from persistence.backends.memory.savers import MemorySaver, _Memory, _Thread
 from persistence.serializer import make_serializer
 
 BREAKS = os.environ.get("FILED_BREAKS")
 
 
 class Journal(_Memory):
-    """The threads of a file, for as long as somebody looks at them."""
+    """The threads of a file. Each change appends the threads that it changed; others read on from there."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.depth = 0
-        self.before = b""
+        self.position = 0
 
     def __enter__(self) -> Any:
         threads = super().__enter__()
-        self.depth += 1
-        if self.depth == 1:
-            self.lock_file = self.path.with_suffix(".lock").open("w")
-            fcntl.flock(self.lock_file, fcntl.LOCK_EX)
-            self.before = self.path.read_bytes() if self.path.exists() else b""
-            threads.clear()
-            threads.update(pickle.loads(self.before) if self.before else {})  # noqa: S301 - our own file
+        self.file = self.path.open("a+b")
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        self.file.seek(self.position)
+        with contextlib.suppress(EOFError, pickle.UnpicklingError):  # the end, or what a killed writer left
+            while True:
+                for name, thread in pickle.load(self.file):  # noqa: S301 - our own file
+                    threads[name] = thread
+                self.position = self.file.tell()
+        self.file.truncate(self.position)
+        self.before = {name: _copy(thread) for name, thread in threads.items()}
         return threads
 
     def __exit__(self, *exc_info: object) -> None:
-        self.depth -= 1
-        if self.depth == 0:
-            after = pickle.dumps(self.threads)
-            if exc_info[0] is None and after != self.before:
-                spare = self.path.with_suffix(".new")  # a kill leaves the old file or the new one
-                spare.write_bytes(after)
-                spare.rename(self.path)
-            self.lock_file.close()
+        names = self.before.keys() | self.threads.keys()
+        now = {name: self.threads.get(name, _Thread()) for name in names}
+        if changed := [(name, thread) for name, thread in now.items() if thread != self.before.get(name)]:
+            self.file.write(pickle.dumps(changed))
+        self.file.flush()
+        self.position = self.file.tell()
+        self.file.close()
         super().__exit__(*exc_info)
+
+
+def _copy(thread: _Thread) -> _Thread:
+    """Rows are replaced, never changed."""
+    return _Thread(dict(thread.rows), {place: dict(writes) for place, writes in thread.writes.items()})
 
 
 class FiledSaver(MemorySaver):

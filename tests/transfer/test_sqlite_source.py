@@ -18,7 +18,7 @@ import pytest
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from persistence import transfer
-from persistence.errors import SourceError
+from persistence.errors import ArchiveError, SourceError
 from tests.transfer import make
 
 
@@ -106,13 +106,8 @@ def ordinary_user() -> Iterator[None]:
             os.seteuid(0)
 
 
-def test_crashed_writer_in_a_read_only_folder(
-    crashed: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_crashed_writer_in_a_read_only_folder(crashed: Path, folder: Path, open_folder: Path) -> None:
     """Without its ``-shm`` file SQLite cannot read a WAL in place there; a copy is read."""
-    open_folder = tmp_path_factory.mktemp("open")
-    for parent in (open_folder, *open_folder.parents[:2]):
-        parent.chmod(0o777)
     media = open_folder / "media"
     shutil.copytree(folder, media)
     (media / f"{crashed.name}-shm").unlink()
@@ -291,9 +286,24 @@ def test_clear_errors(path: Path, folder: Path, tmp_path: Path, spoil: object, r
     assert not (tmp_path / "archive").exists()
 
 
-def test_not_allowed(path: Path, tmp_path: Path) -> None:
-    path.chmod(0)
-    for parent in (path.parent, tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        parent.chmod(0o755)
-    with ordinary_user(), pytest.raises(SourceError, match="Permission denied"):
-        transfer.export(path, tmp_path / "archive")
+@pytest.mark.parametrize("closed", ["file", "folder"])
+def test_not_allowed(path: Path, open_folder: Path, closed: str) -> None:
+    folder = shutil.copytree(path.parent, open_folder / "data")
+    (folder if closed == "folder" else folder / path.name).chmod(0)
+    try:
+        with ordinary_user(), pytest.raises(SourceError, match="Permission denied"):
+            transfer.export(folder / path.name, open_folder / "archive")
+    finally:
+        folder.chmod(0o755)
+
+
+def test_archive_in_a_closed_folder(path: Path, open_folder: Path) -> None:
+    source = Path(shutil.copy(path, open_folder))
+    closed = open_folder / "closed"
+    closed.mkdir(mode=0)
+    try:
+        for folder in (closed, closed / "archive"):
+            with ordinary_user(), pytest.raises(ArchiveError, match="Permission denied"):
+                transfer.export(source, folder)
+    finally:
+        closed.chmod(0o755)
