@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, cast
 
+import msgspec
+import ormsgpack
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import CheckpointMetadata, get_checkpoint_metadata
 
@@ -22,16 +24,33 @@ _MAX_DEPTH = 200
 # Python converts integers to text up to this many digits, unless the process allows more.
 _INT_BOUND = 10**4300
 _FEW = 2**53
+_JSON = msgspec.json.Encoder()
+
+# Bytes of msgpack that stand for small positive numbers, text, true, false, null, {} and [], or are
+# part of a text; then those that begin a dict or a list. What is left may be a NUL, bytes, a float, ...
+_PLAIN = bytes([*range(0x01, 0x81), 0x90, *range(0xA0, 0xC1), 0xC2, 0xC3, 0xD9])
+_BRANCHES = bytes([*range(0x81, 0x90), *range(0x91, 0xA0)])
+_MAX_BRANCHES = 200
+_AS_IS = (
+    ormsgpack.OPT_PASSTHROUGH_DATACLASS
+    | ormsgpack.OPT_PASSTHROUGH_DATETIME
+    | ormsgpack.OPT_PASSTHROUGH_ENUM
+    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
+    | ormsgpack.OPT_PASSTHROUGH_UUID
+)
 
 
-def clean_metadata(config: RunnableConfig, metadata: CheckpointMetadata | None) -> dict[str, Any]:
-    """The metadata to store: the caller's, with the config's, as JSON.
+def metadata_text(config: RunnableConfig, metadata: CheckpointMetadata | None) -> str:
+    """The metadata to store: the caller's, with the config's, as :func:`json_text`.
 
     Raises:
         InvalidInputError: A value is not JSON; the message names its key.
     """
     merged = cast(dict[str, Any], get_checkpoint_metadata(config, metadata or {}))
-    return _clean_object({k: v for k, v in merged.items() if k != _LEGACY}, "metadata", 0)
+    merged.pop(_LEGACY, None)
+    if pack_clean(merged) is not None:
+        return _JSON.encode(merged).decode()
+    return json_text(_clean_object(merged, "metadata", 0))
 
 
 def clean_filter(wanted: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -46,6 +65,19 @@ def clean_filter(wanted: Mapping[str, Any] | None) -> dict[str, Any]:
 def clean_json(value: Any, where: str) -> Any:
     """``value`` as JSON keeps it: tuples as lists, keys as text, no NUL, no unpaired surrogates."""
     return _clean(value, where, 0)
+
+
+def pack_clean(value: dict[str, Any]) -> bytes | None:
+    """``value`` as msgpack, if it is plainly what :func:`clean_json` would leave as it is.
+
+    Nearly always it is, and seeing that in the bytes takes a third of the time.
+    """
+    try:
+        packed = ormsgpack.packb(value, option=_AS_IS)
+    except TypeError:
+        return None
+    rest = packed.translate(None, _PLAIN)
+    return packed if len(rest) < _MAX_BRANCHES and not rest.translate(None, _BRANCHES) else None
 
 
 def json_text(value: Any) -> str:

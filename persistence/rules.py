@@ -7,8 +7,9 @@ and detached from the caller's objects.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import ormsgpack
 from langchain_core.runnables import RunnableConfig
@@ -26,33 +27,20 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS
 
 from persistence.errors import InvalidInputError
-from persistence.metadata import clean_json, clean_metadata, clean_text, number_text
+from persistence.metadata import clean_json, clean_text, metadata_text, number_text, pack_clean
 
 MAX_KEY_BYTES = 2600
 """A Postgres index entry holds 2704 bytes; the texts of one primary key must fit in it together."""
 PRUNE_STRATEGIES = ("keep_latest", "delete")
 _SENDS_IN_PARENT_BEFORE = 4
 _FIRST_VERSION = f"{1:032}.{0:016}"
-
-# Bytes of msgpack that stand for small positive numbers, text, true, false, null, {} and [], or are
-# part of a text; then those that begin a dict or a list. What is left may be a NUL, bytes, a float, ...
-_PLAIN = bytes([*range(0x01, 0x81), 0x90, *range(0xA0, 0xC1), 0xC2, 0xC3, 0xD9])
-_BRANCHES = bytes([*range(0x81, 0x90), *range(0x91, 0xA0)])
-_MAX_BRANCHES = 200
-_AS_IS = (
-    ormsgpack.OPT_PASSTHROUGH_DATACLASS
-    | ormsgpack.OPT_PASSTHROUGH_DATETIME
-    | ormsgpack.OPT_PASSTHROUGH_ENUM
-    | ormsgpack.OPT_PASSTHROUGH_SUBCLASS
-    | ormsgpack.OPT_PASSTHROUGH_UUID
-)
+_TEXT = frozenset((str,))
 
 Typed = tuple[str, bytes]
 """A serialised value: the serializer's name for the format, and the bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """One checkpoint; without ``checkpoint`` the latest of its namespace."""
 
     thread: str
@@ -60,8 +48,7 @@ class Key:
     checkpoint: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(NamedTuple):
     """What a listing covers; ``None`` covers all."""
 
     thread: str | None
@@ -85,13 +72,14 @@ class Put:
     parent: str | None
     packed: bytes
     """The checkpoint without its channel values, as msgpack; it is JSON."""
-    metadata: dict[str, Any]
+    metadata: str
+    """JSON."""
     given: dict[str, Any]
     """Channel values, still the caller's objects: to be serialised before anything else happens."""
     has_values: bool
     versions: dict[str, str]
     """Version of each channel that has one, as text; see :func:`version_text`."""
-    own: frozenset[str]
+    own: AbstractSet[str]
     kept: list[str]
     """The channels that keep what is stored for their version."""
 
@@ -232,44 +220,51 @@ def put_of(
     id_ = text_id(checkpoint.get("id"), "the checkpoint's id")
     _check_size("thread_id, checkpoint_ns and the checkpoint's id", parent.thread, parent.ns, id_)
     body: dict[str, Any] = {**checkpoint, "id": id_}
-    body.pop("channel_values", None)
-    packed = _pack_clean(body)
-    named = _object(checkpoint, "channel_versions")
-    new = {str(channel): version for channel, version in (new_versions or {}).items()}
+    values = body.pop("channel_values", None) or {}
+    packed = pack_clean(body)
+    named, new = _object(checkpoint, "channel_versions"), new_versions or {}
     room = _room(parent)
-    if packed is not None and _all_short_text(named, room):
+    if packed is not None and _are_text(new) and _all_short_text(named, room):
         versions = dict(named)
         own = {channel for channel, version in new.items() if versions.get(channel) == version}
     else:
-        versions, own = {}, set()
-        for name, version in named.items():
-            channel = _channel(name, parent, room)
-            text = versions[channel] = version_text(version, channel)
-            _check_size("a channel's key", parent.thread, parent.ns, channel, text)
-            if channel in new and version_text(new[channel], channel) == text:
-                own.add(channel)
+        versions, own = _versions(named, new, parent, room)
     if packed is None:
         packed = _pack(clean_json(body, "checkpoint"))
+    if values.keys() <= versions.keys() and _are_text(values):
+        given = dict(values)
+    else:
+        given = {_channel(name, parent, room): value for name, value in values.items()}
     kept = [channel for channel in versions if channel not in own]
-    values = checkpoint.get("channel_values") or {}
-    given = {
-        name if type(name) is str and name in versions else _channel(name, parent, room): value
-        for name, value in values.items()
-    }
-    own.update(channel for channel in given if channel not in versions)
+    own.update(given.keys() - versions.keys())
     return Put(
         thread=parent.thread,
         ns=parent.ns,
         id=id_,
         parent=parent.checkpoint,
         packed=packed,
-        metadata=clean_metadata(config, metadata),
+        metadata=metadata_text(config, metadata),
         given=given,
         has_values="channel_values" in checkpoint,
         versions=versions,
-        own=frozenset(own),
+        own=own,
         kept=kept,
     )
+
+
+def _versions(
+    named: Mapping[Any, Any], new: Mapping[Any, Any], parent: Key, room: int
+) -> tuple[dict[str, str], set[str]]:
+    """The version of each channel as text, and the channels of which it is new."""
+    new = {str(channel): version for channel, version in new.items()}
+    versions, own = {}, set()
+    for name, version in named.items():
+        channel = _channel(name, parent, room)
+        text = versions[channel] = version_text(version, channel)
+        _check_size("a channel's key", parent.thread, parent.ns, channel, text)
+        if channel in new and version_text(new[channel], channel) == text:
+            own.add(channel)
+    return versions, own
 
 
 def writes_of(
@@ -379,7 +374,12 @@ def _all_short_text(versions: Mapping[str, Any], room: int) -> bool:
     if not versions:
         return True
     texts = versions.values()
-    return set(map(type, texts)) == {str} and max(map(len, versions)) + max(map(len, texts)) <= room
+    return _are_text(texts) and max(map(len, versions)) + max(map(len, texts)) <= room
+
+
+def _are_text(values: Iterable[Any]) -> bool:
+    """Whether all of these are text, and of no class of their own."""
+    return set(map(type, values)) <= _TEXT
 
 
 def _room(key: Key) -> int:
@@ -392,19 +392,6 @@ def _channel(name: Any, key: Key, room: int) -> str:
     if len(channel) > room:
         _check_size("thread_id, checkpoint_ns and the channel", key.thread, key.ns, channel)
     return channel
-
-
-def _pack_clean(body: dict[str, Any]) -> bytes | None:
-    """``body`` as msgpack, if it is plainly what ``clean_json`` would leave as it is.
-
-    Nearly always it is, and seeing that in the bytes takes a third of the time.
-    """
-    try:
-        packed = ormsgpack.packb(body, option=_AS_IS)
-    except TypeError:
-        return None
-    rest = packed.translate(None, _PLAIN)
-    return packed if len(rest) < _MAX_BRANCHES and not rest.translate(None, _BRANCHES) else None
 
 
 def _pack(body: dict[str, Any]) -> bytes:

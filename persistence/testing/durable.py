@@ -100,6 +100,19 @@ def test_value_that_another_process_replaced_is_the_one_that_is_kept(opened: Ope
         assert here.values(thread) == elsewhere.values(thread) == {"x": new, "y": 1}
 
 
+@clause("V2", "V5")
+def test_value_that_another_process_deleted_is_stored_again_or_refused(opened: Opener) -> None:
+    for value in ("x", ["x"]):
+        here, elsewhere, thread = opened(), opened(), fresh()
+        here.put(thread, "1", {"x": value}, versions={"x": 1})
+        elsewhere.call("delete_thread", thread)
+        with pytest.raises(TypeError):
+            here.put(thread, "2", {"x": object()}, parent="1", versions={"x": 1}, new={})
+        assert elsewhere.get(thread) is None
+        here.put(thread, "2", {"x": [value]}, parent="1", versions={"x": 1}, new={})
+        assert elsewhere.values(thread) == {"x": [value]}
+
+
 OPENER = """
 import os, sys, persistence
 from persistence.settings import Settings

@@ -64,12 +64,13 @@ class Model:
         new = {str(c): v for c, v in new_versions.items()}
         new = {c: version(v) for c, v in new.items() if c in versions}
         kept_metadata = as_json(dict(get_checkpoint_metadata(config, metadata)), drop="writes")
-        values = {channel: dumps(value) for channel, value in given.items()}
-        for channel, at in versions.items():  # V5
-            if new.get(channel) != at:
-                stored = self._stored((thread, ns, parent), channel, at)
-                if stored is not MISSING:
-                    values[channel] = stored
+        values = {
+            channel: stored
+            for channel, at in versions.items()
+            if new.get(channel) != at  # V5
+            and (stored := self._stored((thread, ns, parent), channel, at)) is not MISSING
+        }
+        values |= {channel: dumps(value) for channel, value in given.items() if channel not in values}
         there = "channel_values" in checkpoint or values
         self.rows[thread, ns, id_] = Row(parent, body, kept_metadata, values if there else None, versions)
         return at_place(thread, ns, id_)

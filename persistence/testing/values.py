@@ -65,6 +65,21 @@ def test_what_the_serializer_refuses_is_refused_and_nothing_is_stored(saver: Sub
         assert saver.writes(thread) == []
 
 
+@clause("V2", "V5")
+def test_value_that_is_stored_for_its_version_is_not_looked_at(saver: Subject) -> None:
+    for value in ([1], 1, "text"):
+        thread = fresh()
+        saver.put(thread, "1", {"x": value, "y": 1}, versions={"x": 1, "y": 1})
+        for id_, parent in (("2", "1"), ("3", "2"), ("4", None)):
+            versions = {"x": 1, "y": id_}
+            saver.put(thread, id_, {"x": object(), "y": 2}, parent=parent, versions=versions, new={"y": id_})
+            assert same(saver.values(thread, id_), {"x": value, "y": 2})
+        for parent in ("1", "4", None):
+            with pytest.raises(TypeError):
+                saver.put(thread, "5", {"x": object(), "y": 1}, parent=parent, versions={"x": 9}, new={})
+        assert saver.get(thread, "5") is None
+
+
 @clause("V3")
 @generated(thread=ID_TEXT, ns=ID_TEXT, id_=ID_TEXT, task=ID_TEXT, channel=ID_TEXT)
 def test_identifiers_are_any_text(

@@ -114,15 +114,15 @@ class MemorySaver(InMemorySaver):
         """Store a checkpoint; one with the same id is replaced."""
         with self._memory as threads:
             put = rules.put_of(config, checkpoint, metadata, new_versions)
-            values = {channel: rules.dumps(self.serde, value) for channel, value in put.given.items()}
             rows = threads.get(put.thread, _Thread()).rows
-            for channel in put.kept:
-                if (stored := _stored(rows, put, channel)) is not None:
-                    values[channel] = stored
+            found = {channel: _stored(rows, put, channel) for channel in put.kept}
+            stored = {channel: value for channel, value in found.items() if value is not None}
+            given = {c: rules.dumps(self.serde, value) for c, value in put.given.items() if c not in stored}
+            values = {**given, **stored}
             threads.setdefault(put.thread, _Thread()).rows[put.ns, put.id] = _Row(
                 parent=put.parent,
                 body=json_text(put.body),
-                metadata=json_text(put.metadata),
+                metadata=put.metadata,
                 values=values,
                 versions=put.versions,
                 has_values=put.has_values or bool(values),

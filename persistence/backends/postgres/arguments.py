@@ -18,6 +18,7 @@ from langgraph.checkpoint.base import (
 from persistence import rules
 from persistence.backends.postgres import steps
 from persistence.backends.postgres.known import KnownRows
+from persistence.backends.postgres.put import put as steps_of_put
 from persistence.backends.postgres.steps import Listing, Rows, Steps
 from persistence.errors import ClosedError
 from persistence.metadata import clean_filter
@@ -52,7 +53,7 @@ class PostgresArguments(BaseCheckpointSaver[str]):
     ) -> tuple[RunnableConfig, Steps[None]]:
         self._check_open()
         put = rules.put_of(config, checkpoint, metadata, new_versions)
-        return put.config, steps.put(put, self.serde, self._life.known)
+        return put.config, steps_of_put(put, self.serde, self._life.known)
 
     def _put_writes(
         self, config: RunnableConfig, writes: Iterable[tuple[str, Any]], task_id: str, task_path: str

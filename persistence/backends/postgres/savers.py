@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -29,6 +30,8 @@ from persistence.errors import WrongLoopError
 T = TypeVar("T")
 
 _ATTEMPTS = 5
+_EXPECTED = errors.InvalidTextRepresentation
+"""An operation may expect it of a statement, which then was not carried out."""
 _CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
 
 
@@ -186,10 +189,14 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
 
     def _run(self, operation: Steps[T]) -> T:
         """Run an operation; between its statements no connection is held."""
-        rows: Rows | None = None
+        proceed: Callable[[], Statement] = operation.__next__
         try:
             while True:
-                rows = self._execute(operation.send(rows))  # type: ignore[arg-type]  # None begins
+                statement = proceed()
+                try:
+                    proceed = partial(operation.send, self._execute(statement))
+                except _EXPECTED as error:
+                    proceed = partial(operation.throw, error)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 
@@ -419,10 +426,14 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
                 await self.pool.putconn(conn)
 
     async def _run(self, operation: Steps[T]) -> T:
-        rows: Rows | None = None
+        proceed: Callable[[], Statement] = operation.__next__
         try:
             while True:
-                rows = await self._execute(operation.send(rows))  # type: ignore[arg-type]  # None begins
+                statement = proceed()
+                try:
+                    proceed = partial(operation.send, await self._execute(statement))
+                except _EXPECTED as error:
+                    proceed = partial(operation.throw, error)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
 

@@ -6,32 +6,26 @@ small driver that runs them (``persistence.backends.postgres.savers``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, TypeVar
 
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from persistence import rules
 from persistence.backends.postgres import sql
-from persistence.backends.postgres.known import Fact, KnownRows, Row, Where
+from persistence.backends.postgres.known import Fact, KnownRows, Where
 from persistence.backends.postgres.values import (
     EMPTY,
     MARKER,
-    NO_VALUE,
-    is_inline,
     load_values,
-    marker,
     unpack,
 )
 from persistence.delta import Ancestor, delta_history
 from persistence.errors import ConflictError
 from persistence.lineage import Needs, Node, Place, Plan, prune_needs, prune_plan, runs_needs, runs_plan
 from persistence.metadata import json_text
-from persistence.rules import Typed
 
 T = TypeVar("T")
 Rows = Sequence[Sequence[Any]]
@@ -40,146 +34,6 @@ Steps = Generator[tuple[str, Mapping[str, Any]], Rows, T]
 _FIRST_PAGE = 16
 _LARGEST_PAGE = 128
 _CHAIN_PAGE = 256
-
-
-@dataclass(slots=True)
-class _Values:
-    """The channel values of a ``put``, serialised: what goes where."""
-
-    held: dict[str, Any]
-    """Into the row, by channel."""
-    own: list[tuple[str, str, str, bytes | None]]
-    """Into the blob table, under a new version: channel, version, type, blob."""
-    kept: list[tuple[str, str, str | None, str | None, bytes | None]]
-    """Where nothing is stored for the version: channel, version, and one of JSON or type and blob."""
-
-
-def put(put: rules.Put, serde: SerializerProtocol, known: KnownRows) -> Steps[None]:
-    """Store a checkpoint; serialises its values now, before the first statement is asked for."""
-    values = _split_values(put, serde)
-
-    def run() -> Steps[None]:
-        key = (put.thread, put.ns, put.id)
-        parent = known.get((put.thread, put.ns, put.parent)) if put.parent else None
-        if (held := _held(put, values, parent)) is not None:
-            statement = sql.put_known(blobs=len(values.own), kept=bool(values.kept))
-            rows = yield statement, _known_params(put, values, held, parent)
-            if rows:
-                known.note(key, rows[0][0], _facts(put, values, held, parent))
-                return
-        kinds, params = {"own": bool(values.own), "kept": bool(values.kept)}, _put_params(put, values)
-        rows = yield sql.put(**kinds), params
-        if not rows:
-            rows = yield sql.put(**kinds, search=True), params
-        ((xmin, in_row),) = rows
-        known.note(key, xmin, _facts(put, values, in_row or {}, None))
-
-    return run()
-
-
-def _split_values(put: rules.Put, serde: SerializerProtocol) -> _Values:
-    values = _Values({}, [], [])
-    for channel, value in put.given.items():
-        inline, typed = _split(value, serde)
-        version = put.versions.get(channel)
-        if version is None:
-            values.held[channel] = marker(typed) if typed else inline[0]  # type: ignore[index]  # either is there
-        elif channel in put.own:
-            if inline:
-                values.held[channel] = inline[0]
-            if typed:
-                values.own.append((channel, version, *typed))
-        else:
-            text = json_text(inline[0]) if inline else None
-            values.kept.append((channel, version, text, *(typed or (None, None))))
-    for channel, version in put.versions.items():
-        if channel not in put.given:
-            if channel in put.own:
-                values.own.append((channel, version, EMPTY, None))
-            else:
-                values.kept.append((channel, version, None, EMPTY, None))
-    values.own.sort(key=itemgetter(0))  # two calls at once do not wait for each other in a circle
-    return values
-
-
-def _held(put: rules.Put, values: _Values, parent: Row | None) -> dict[str, Any] | None:
-    """What the row will hold, if enough is known of the parent."""
-    if not values.kept:
-        return values.held
-    if parent is None or not put.has_values:
-        return None
-    held = dict(values.held)
-    for channel, version, text, type_, _ in values.kept:
-        fact = parent.facts.get(channel)
-        if fact is None or fact.version != version:
-            return None
-        if fact.value in (Where.NOWHERE, NO_VALUE) and (text is not None or type_ != EMPTY):
-            return None
-        if not isinstance(fact.value, Where):
-            held[channel] = fact.value
-    return held
-
-
-def _facts(
-    put: rules.Put, values: _Values, held: Mapping[str, Any], parent: Row | None
-) -> Callable[[], dict[str, Fact]]:
-    """What is known of the row that was stored, of which ``held`` is what it holds itself.
-
-    It may be remembered for long, so it must keep neither the blobs nor the caller's objects.
-    """
-    own = [(channel, version, type_) for channel, version, type_, _ in values.own]
-    kept = [(channel, version, type_) for channel, version, _, type_, _ in values.kept]
-    versions, earlier = put.versions, parent.facts if parent else None
-
-    def facts() -> dict[str, Fact]:
-        found = {
-            channel: Fact(version, Where.NOWHERE if type_ == EMPTY else Where.BLOB)
-            for channel, version, type_ in own
-        }
-        for channel, version, type_ in kept:
-            if earlier is not None:
-                found[channel] = earlier[channel]
-            elif type_ not in (None, EMPTY):
-                found[channel] = Fact(version, Where.BLOB)
-        for channel, value in held.items():
-            if channel in versions:
-                found[channel] = Fact(versions[channel], value)
-        return found
-
-    return facts
-
-
-def _key_params(put: rules.Put) -> dict[str, Any]:
-    return {
-        "thread": put.thread,
-        "ns": put.ns,
-        "id": put.id,
-        "parent": put.parent,
-        "metadata": json_text(put.metadata),
-    }
-
-
-def _known_params(
-    put: rules.Put, values: _Values, held: dict[str, Any], parent: Row | None
-) -> dict[str, Any]:
-    has_values = put.has_values or held
-    return {
-        **_key_params(put),
-        "checkpoint": json_text({**put.body, "channel_values": held} if has_values else put.body),
-        "xmin": parent.xmin if parent else None,
-        **sql.row_params(("channel", "version", "type", "blob"), values.own),
-    }
-
-
-def _put_params(put: rules.Put, values: _Values) -> dict[str, Any]:
-    return {
-        **_key_params(put),
-        "body": json_text(put.body),
-        "values": json_text(values.held),
-        "has_values": put.has_values,
-        **_columns("own", ("channels", "versions", "types", "blobs"), values.own),
-        **_columns("kept", ("channels", "versions", "inline", "types", "blobs"), values.kept),
-    }
 
 
 def put_writes(
@@ -363,22 +217,6 @@ def history(
         )
 
     return delta_history(channels, (ancestor(id_, stored) for id_, stored in chain))
-
-
-def _split(value: Any, serde: SerializerProtocol) -> tuple[tuple[Any] | None, Typed | None]:
-    """What of a value goes into the row, and what into the blob table; a delta snapshot goes to both."""
-    if isinstance(value, _DeltaSnapshot):
-        return (True,), rules.dumps(serde, value)
-    if rules.writes_plain_msgpack(serde) and is_inline(value):
-        return (value,), None
-    return None, rules.dumps(serde, value)
-
-
-def _columns(prefix: str, names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:
-    if not rows:
-        return {}
-    columns = zip(*rows, strict=True)
-    return {f"{prefix}_{name}": list(column) for name, column in zip(names, columns, strict=True)}
 
 
 def _chain(here: Mapping[str, Any], id_: str, channels: Sequence[str]) -> Steps[list[tuple[str, set[str]]]]:

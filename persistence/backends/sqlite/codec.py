@@ -23,7 +23,6 @@ from persistence.rules import Put, Typed, dumps, writes_plain_msgpack
 _NIL = b"\xc0"
 _RAW = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _PLAIN = msgspec.msgpack.Decoder()
-_JSON = msgspec.json.Encoder()
 _EMPTY_MAP = b"\x80"
 _READ = ("v", "channel_versions")
 _CHANNEL_VALUES = ormsgpack.packb("channel_values")
@@ -32,7 +31,10 @@ _CHANNEL_VALUES = ormsgpack.packb("channel_values")
 class Codec(Protocol):
     """How one serializer's checkpoints are put together and taken apart."""
 
-    def seal(self, put: Put, values: Mapping[str, Any] | None) -> Typed:
+    in_bytes: bool
+    """Whether a value in the form that goes into a row is bytes, which nobody can change."""
+
+    def seal(self, put: Put, values: Mapping[str, Any]) -> Typed:
         """A row from the checkpoint, and the values in the form that goes into a row."""
 
     def given(self, value: Any) -> Any:
@@ -45,15 +47,18 @@ class Codec(Protocol):
 class _Spliced:
     """msgpack, and msgpack under a cipher: values are slices of bytes."""
 
+    in_bytes = True
+
     def __init__(self, serde: SerializerProtocol, plain: JsonPlusSerializer, cipher: Any = None) -> None:
         self._serde = serde
         self._plain = plain
         self._cipher = cipher
 
-    def seal(self, put: Put, values: Mapping[str, Any] | None) -> Typed:
+    def seal(self, put: Put, values: Mapping[str, Any]) -> Typed:
         size, rest = _map_parts(put.packed)
-        parts = [_map_header(size + (values is not None)), rest]
-        if values is not None:
+        has_values = put.has_values or bool(values)
+        parts = [_map_header(size + has_values), rest]
+        if has_values:
             parts += (_CHANNEL_VALUES, _map_header(len(values)))
             for channel, blob in values.items():
                 parts += (_packed_name(channel), blob)
@@ -91,12 +96,14 @@ class _Spliced:
 class _Whole:
     """Any other serializer: a checkpoint is one object, and so are its values."""
 
+    in_bytes = False
+
     def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
 
-    def seal(self, put: Put, values: Mapping[str, Any] | None) -> Typed:
+    def seal(self, put: Put, values: Mapping[str, Any]) -> Typed:
         checkpoint = put.body
-        if values is not None:
+        if put.has_values or values:
             checkpoint["channel_values"] = dict(values)
         type_, blob = self._serde.dumps_typed(checkpoint)
         return type_, bytes(blob)
@@ -117,14 +124,6 @@ def codec_for(serde: SerializerProtocol) -> Codec:
     if writes_plain_msgpack(plain) and not plain.pickle_fallback:
         return _Spliced(serde, plain, cipher)
     return _Whole(serde)
-
-
-def dump_metadata(metadata: dict[str, Any]) -> bytes:
-    """Clean metadata as it is stored."""
-    try:
-        return _JSON.encode(metadata)
-    except OverflowError:  # an integer of more than 64 bits
-        return json.dumps(metadata, ensure_ascii=False).encode()
 
 
 def load_metadata(text: bytes | str | None) -> dict[str, Any]:

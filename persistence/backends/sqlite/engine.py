@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from persistence.backends.sqlite.codec import load_metadata
 from persistence.backends.sqlite.connection import SqliteDatabase, error_code, translate
+from persistence.backends.sqlite.recent import Recent
 from persistence.errors import ClosedError
 from persistence.metadata import comparable, matches, run_text
 
@@ -122,6 +123,7 @@ class Engine:
 
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
+        self.recent = Recent()
         self._jobs: deque[_Job[Any] | _LoopJob[Any]] = deque()
         self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         # Guards the promise that what was accepted before the close is carried out.
@@ -142,18 +144,18 @@ class Engine:
         """Run ``work`` in a transaction of its own, as far as anybody can tell; it may run twice.
 
         Returns when the result is on disk. An interrupt before it began means that nothing is
-        done; after that all of it is, or nothing. With ``atomic`` it is a single statement, a
+        done; after that all of it is, or nothing. With ``atomic`` it writes by a single statement, a
         transaction by itself.
         """
-        job = _Job(work)
         if self._jobs or self._writing.locked():
+            job = _Job(work)
             self._enqueue(job)
             return job.wait()
         with self._writing:
             self.check_open()
-            self._commit([job], atomic)
+            result = self._alone(work, atomic)
             self._last = threading.get_ident()
-        return job.outcome()
+        return result
 
     async def awrite(self, work: Work[T]) -> T:
         """As :meth:`write`, in another thread."""
@@ -237,12 +239,11 @@ class Engine:
         for job in batch:
             job.settle()
 
-    def _commit(self, batch: Sequence[_Job[Any] | _LoopJob[Any]], atomic: bool = False) -> None:
+    def _commit(self, batch: Sequence[_Job[Any] | _LoopJob[Any]]) -> None:
         """Do the jobs in one transaction; if one fails, each in its own, so that it fails alone."""
         try:
             conn = self._connected()
-            if not atomic:
-                self._begin(conn)
+            self._begin(conn)
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait
             for job in batch:
                 job.error = self._ours(error)
@@ -250,18 +251,45 @@ class Engine:
         try:
             for job in batch:
                 job.result = job.work(conn)
+            conn.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - as above
+            self._undo()
+            if len(batch) == 1:
+                batch[0].error = self._ours(error)
+                return
+        else:
+            return
+        for job in batch:
+            try:
+                job.result = self._alone(job.work)
+            except Exception as error:  # noqa: BLE001 - as above
+                job.error = error
+
+    def _alone(self, work: Work[T], atomic: bool = False) -> T:
+        """Do one work in a transaction of its own."""
+        try:
+            conn = self._connected()
+            if not atomic:
+                self._begin(conn)
+            result = work(conn)
             if not atomic:
                 conn.execute("COMMIT")
         except BaseException as error:
-            if conn.in_transaction:
-                conn.rollback()
+            self._undo()
             if not isinstance(error, Exception):
                 raise
-            if len(batch) == 1 and not (atomic and _is_busy(error)):
-                batch[0].error = self._ours(error)
-                return
-            for job in batch:
-                self._commit([job])
+            if not (atomic and _is_busy(error)):
+                if (ours := self._ours(error)) is error:
+                    raise
+                raise ours from error
+        else:
+            return result
+        return self._alone(work)
+
+    def _undo(self) -> None:
+        self.recent.clear()
+        if self._conn is not None and self._conn.in_transaction:
+            self._conn.rollback()
 
     def _connected(self) -> sqlite3.Connection:
         conn = self._conn

@@ -26,6 +26,7 @@ from persistence.backends.sqlite import sql
 from persistence.backends.sqlite.codec import Codec, codec_for, load_metadata
 from persistence.backends.sqlite.connection import SqliteDatabase
 from persistence.backends.sqlite.engine import Engine, T, snapshot
+from persistence.backends.sqlite.put import PutWork
 from persistence.delta import Ancestor, delta_history
 from persistence.errors import WrongLoopError
 from persistence.metadata import clean_filter
@@ -60,8 +61,8 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Store a checkpoint; one with the same id is replaced."""
-        config, work, atomic = self._put(config, checkpoint, metadata, new_versions)
-        self._write(work, atomic)
+        config, work = self._put(config, checkpoint, metadata, new_versions)
+        self._write(work, atomic=True)  # what it reads beforehand names its version, and stays true
         return config
 
     async def aput(
@@ -72,7 +73,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """As :meth:`put`."""
-        config, work, _ = self._put(config, checkpoint, metadata, new_versions)
+        config, work = self._put(config, checkpoint, metadata, new_versions)
         await self._engine.awrite(work)
         return config
 
@@ -200,16 +201,10 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         checkpoint: Checkpoint,
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
-    ) -> tuple[RunnableConfig, Work[None], bool]:
+    ) -> tuple[RunnableConfig, Work[None]]:
         self._engine.check_open()
         put = rules.put_of(config, checkpoint, metadata, new_versions)
-        codec = self._codec
-        given = {channel: codec.given(value) for channel, value in put.given.items()}
-        put.given.clear()  # they may change from now on
-        if put.kept:
-            return put.config, lambda conn: sql.put(conn, put, given, codec), False
-        sealed = sql.seal(put, given, codec)
-        return put.config, lambda conn: sql.put_sealed(conn, put, sealed), True
+        return put.config, PutWork(put, self._codec, self._engine.recent)
 
     def _put_writes(
         self, config: RunnableConfig, writes: Iterable[tuple[str, Any]], task_id: str, task_path: str
@@ -251,25 +246,34 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
 
     def _delete_thread(self, thread_id: str) -> Work[None]:
         thread = rules.text_id(thread_id, "thread_id")
-        return lambda conn: sql.delete_threads(conn, [thread])
+        return self._rewriting(lambda conn: sql.delete_threads(conn, [thread]))
 
     def _prune(self, thread_ids: Iterable[str], strategy: str) -> Work[None]:
         threads = rules.text_ids(thread_ids, "thread_id")
         rules.check_strategy(strategy)
         if strategy == "delete":
-            return lambda conn: sql.delete_threads(conn, threads)
+            return self._rewriting(lambda conn: sql.delete_threads(conn, threads))
         codec = self._codec
-        return lambda conn: sql.prune(conn, threads, codec)
+        return self._rewriting(lambda conn: sql.prune(conn, threads, codec))
 
     def _delete_for_runs(self, run_ids: Iterable[str]) -> Work[None]:
         runs = rules.text_ids(run_ids, "run_id")
         codec = self._codec
-        return lambda conn: sql.delete_for_runs(conn, runs, codec)
+        return self._rewriting(lambda conn: sql.delete_for_runs(conn, runs, codec))
 
     def _copy_thread(self, source_thread_id: str, target_thread_id: str) -> Work[None]:
         source = rules.text_id(source_thread_id, "source_thread_id")
         target = rules.text_id(target_thread_id, "target_thread_id")
-        return lambda conn: sql.copy_thread(conn, source, target)
+        return self._rewriting(lambda conn: sql.copy_thread(conn, source, target))
+
+    def _rewriting(self, work: Work[None]) -> Work[None]:
+        """Work after which the rows may be others than those that were remembered."""
+
+        def run(conn: sqlite3.Connection) -> None:
+            self._engine.recent.clear()
+            work(conn)
+
+        return run
 
     def _delta_history(
         self, config: RunnableConfig, channels: Iterable[str]

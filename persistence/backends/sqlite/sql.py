@@ -15,7 +15,7 @@ import msgspec
 from langgraph.checkpoint.serde.types import TASKS
 
 from persistence import rules
-from persistence.backends.sqlite.codec import Codec, dump_metadata, load_metadata
+from persistence.backends.sqlite.codec import Codec, load_metadata
 from persistence.errors import ConflictError
 from persistence.lineage import Needs, Node, Place, Plan, prune_needs, prune_plan, runs_needs, runs_plan
 from persistence.rules import Typed, version_text
@@ -29,7 +29,6 @@ _PUT_WRITES = """
     VALUES {}
     ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) DO """
 _WRITE_VALUES = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_KEEP_WRITES = _PUT_WRITES + "NOTHING"
 _REPLACE_WRITE = (
     _PUT_WRITES.format(_WRITE_VALUES)
     + """UPDATE SET task_path = excluded.task_path, channel = excluded.channel,
@@ -37,6 +36,9 @@ _REPLACE_WRITE = (
 )
 # So many rows go into one statement; each step of one gives the interpreter lock away.
 _WRITES_AT_ONCE = 8
+_KEEP_WRITES = [
+    f"{_PUT_WRITES.format(', '.join([_WRITE_VALUES] * n))}NOTHING" for n in range(_WRITES_AT_ONCE + 1)
+]
 _WRITES = f"SELECT task_path, task_id, idx, channel, type, value FROM writes WHERE {_AT}"
 # The checkpoint comes once for each of its writes, so only a small one does.
 _GET = """
@@ -83,19 +85,34 @@ class Row:
     writes: list[WriteRow]
 
 
-def put(conn: sqlite3.Connection, put: rules.Put, given: Mapping[str, Any], codec: Codec) -> None:
-    """Store a checkpoint, with the stored values of the channels that keep theirs."""
-    put_sealed(conn, put, seal(put, {**given, **_stored(conn, put, codec)}, codec))
+def put(conn: sqlite3.Connection, put: rules.Put, sealed: Typed) -> None:
+    """Store a checkpoint."""
+    conn.execute(_PUT, (put.thread, put.ns, put.id, put.parent, *sealed, put.metadata.encode()))
 
 
-def seal(put: rules.Put, values: Mapping[str, Any], codec: Codec) -> Typed:
-    """What a row holds of a checkpoint."""
-    return codec.seal(put, values if put.has_values or values else None)
-
-
-def put_sealed(conn: sqlite3.Connection, put: rules.Put, sealed: Typed) -> None:
-    """Store a checkpoint of which no channel keeps what is stored."""
-    conn.execute(_PUT, (put.thread, put.ns, put.id, put.parent, *sealed, dump_metadata(put.metadata)))
+def stored(conn: sqlite3.Connection, put: rules.Put, codec: Codec) -> dict[str, Any]:
+    """The values stored for the versions of the channels that keep theirs."""
+    open_ = set(put.kept)
+    found: dict[str, Any] = {}
+    if open_ and put.parent:
+        sql = f"SELECT type, checkpoint FROM checkpoints WHERE {_AT}"
+        for row in conn.execute(sql, (put.thread, put.ns, put.parent)):
+            body, values = codec.open(row)
+            for channel in list(open_):
+                if _has(body, channel, put):
+                    open_.discard(channel)
+                    if channel in values:
+                        found[channel] = values[channel]
+    if open_:  # not in the parent: hand-made, or the parent is gone
+        sql = "SELECT type, checkpoint FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ?"
+        for row in conn.execute(f"{sql} ORDER BY checkpoint_id DESC", (put.thread, put.ns)):
+            body, values = codec.open(row)
+            for channel in [c for c in open_ if c in values and _has(body, c, put)]:
+                open_.discard(channel)
+                found[channel] = values[channel]
+            if not open_:
+                break
+    return found
 
 
 def put_writes(
@@ -111,7 +128,7 @@ def put_writes(
             kept.append(row)
     for start in range(0, len(kept), _WRITES_AT_ONCE):
         rows = kept[start : start + _WRITES_AT_ONCE]
-        conn.execute(_KEEP_WRITES.format(", ".join([_WRITE_VALUES] * len(rows))), [*chain(*rows)])
+        conn.execute(_KEEP_WRITES[len(rows)], [*chain(*rows)])
 
 
 def is_one_statement(writes: Sequence[rules.Write]) -> bool:
@@ -312,31 +329,6 @@ def ancestors(conn: sqlite3.Connection, key: rules.Key) -> Iterator[Row]:
         row = get(conn, rules.Key(key.thread, key.ns, row.parent))
         if row is not None:
             yield row
-
-
-def _stored(conn: sqlite3.Connection, put: rules.Put, codec: Codec) -> dict[str, Any]:
-    """The values stored for the versions of the channels that keep theirs."""
-    open_ = set(put.kept)
-    stored: dict[str, Any] = {}
-    if open_ and put.parent:
-        sql = f"SELECT type, checkpoint FROM checkpoints WHERE {_AT}"
-        for row in conn.execute(sql, (put.thread, put.ns, put.parent)):
-            body, values = codec.open(row)
-            for channel in list(open_):
-                if _has(body, channel, put):
-                    open_.discard(channel)
-                    if channel in values:
-                        stored[channel] = values[channel]
-    if open_:  # not in the parent: hand-made, or the parent is gone
-        sql = "SELECT type, checkpoint FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ?"
-        for row in conn.execute(f"{sql} ORDER BY checkpoint_id DESC", (put.thread, put.ns)):
-            body, values = codec.open(row)
-            for channel in [c for c in open_ if c in values and _has(body, c, put)]:
-                open_.discard(channel)
-                stored[channel] = values[channel]
-            if not open_:
-                break
-    return stored
 
 
 def _has(body: Mapping[str, Any], channel: str, put: rules.Put) -> bool:

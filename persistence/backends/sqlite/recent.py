@@ -1,0 +1,73 @@
+"""The channel values of the checkpoints that were written last, as they lie in their rows.
+
+A graph's next checkpoint keeps most channels of the last one. Without this memory each ``put`` would
+serialise them again, and then read the parent's row back to take what is stored for their versions.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from typing import NamedTuple
+
+_MOST_BYTES = 32 << 20
+_LARGEST_ROW = 4 << 20
+
+
+class Known(NamedTuple):
+    """What a row holds."""
+
+    id: str
+    versions: Mapping[str, str]
+    """Of each channel that has one."""
+    values: Mapping[str, bytes]
+    """Of each channel that has one, in the form that goes into a row."""
+    size: int
+
+
+class Recent:
+    """The last row of each namespace, forgotten when anything else is written.
+
+    It is looked at from any thread. All else happens on the connection for writing, by whoever may use it.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], Known] = {}
+        self._bytes = 0
+        self._data_version: int | None = None
+
+    def get(self, thread: str, ns: str, id_: str | None) -> Known | None:
+        """What was known of a checkpoint a moment ago; :meth:`holds` says whether it is still true."""
+        found = self._rows.get((thread, ns))
+        return found if found is not None and found.id == id_ else None
+
+    def holds(self, conn: sqlite3.Connection, thread: str, ns: str, known: Known | None) -> bool:
+        """Whether a row is still as :meth:`get` said; to be asked before each write of a checkpoint.
+
+        Until it is added again, the namespace's row is forgotten: it may be about to be replaced.
+        """
+        # https://sqlite.org/pragma.html#pragma_data_version: it changes when another connection commits.
+        (version,) = conn.execute("PRAGMA data_version").fetchone()
+        if version != self._data_version:
+            self.clear()
+            self._data_version = version
+        return self._forget(thread, ns) is known is not None
+
+    def add(self, thread: str, ns: str, known: Known) -> None:
+        """Remember a row that was written."""
+        if known.size > _LARGEST_ROW:
+            return
+        self._rows[thread, ns] = known
+        self._bytes += known.size
+        while self._bytes > _MOST_BYTES:
+            self._forget(*next(iter(self._rows)))
+
+    def clear(self) -> None:
+        """Forget everything: rows were deleted, or something went wrong."""
+        self._rows.clear()
+        self._bytes = 0
+
+    def _forget(self, thread: str, ns: str) -> Known | None:
+        known = self._rows.pop((thread, ns), None)
+        self._bytes -= known.size if known else 0
+        return known
