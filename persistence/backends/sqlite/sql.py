@@ -65,6 +65,8 @@ _PAGE = f"""
     {_OF_KEYS.format("checkpoints")}"""
 _PAGE_WRITES = f"SELECT k.key, task_path, task_id, idx, channel, c.type, c.value {_OF_KEYS.format('writes')}"
 _PLAIN_TEXT = re.compile(r"[\w.:-]*", re.ASCII)
+_PLAIN_NAME = re.compile(r"[\w.:-]*[A-Za-z][\w.:-]*", re.ASCII)  # with a letter: not the text of a number
+_FEW_RUNS = 16
 _FIRST_PAGE = 16
 _LARGEST_PAGE = 128
 _PAGE_BYTES = 1 << 20
@@ -285,11 +287,14 @@ def prune(conn: sqlite3.Connection, threads: Iterable[str], codec: Codec) -> Non
 def delete_for_runs(conn: sqlite3.Connection, runs: Collection[str], codec: Codec) -> None:
     """Delete the checkpoints of some runs, in all threads."""
     doomed: dict[str, set[Place]] = {}
-    found = conn.execute(
-        "SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints "
-        "WHERE persistence_run(metadata) IN (SELECT value FROM json_each(?))",
-        (json.dumps(list(runs)),),
-    ).fetchall()
+    sql = "SELECT thread_id, checkpoint_ns, checkpoint_id FROM checkpoints WHERE "
+    params: list[Any] = []
+    if len(runs) <= _FEW_RUNS and all(_PLAIN_NAME.fullmatch(run) for run in runs):
+        # As in Listing._where: SQLite is faster at looking for bytes.
+        sql += f"({' OR '.join(['instr(metadata, ?)'] * len(runs)) or 'false'}) AND "
+        params += [run.encode() for run in runs]
+    sql += "persistence_run(metadata) IN (SELECT value FROM json_each(?))"
+    found = conn.execute(sql, (*params, json.dumps(list(runs)))).fetchall()
     for thread, ns, id_ in found:
         doomed.setdefault(thread, set()).add((ns, id_))
     for thread, places in doomed.items():
