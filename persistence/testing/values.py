@@ -80,6 +80,19 @@ def test_value_that_is_stored_for_its_version_is_not_looked_at(saver: Subject) -
         assert saver.get(thread, "5") is None
 
 
+@clause("V5")
+def test_value_of_a_deleted_checkpoint_is_not_kept(saver: Subject) -> None:
+    for name in ("delete_thread", "prune", "delete_for_runs"):
+        thread = fresh()
+        saver.put(thread, "1", {"x": ["old"]}, versions={"x": 1}, metadata={"run_id": thread})
+        if name == "prune":
+            saver.call("prune", [thread], strategy="delete")
+        else:
+            saver.call(name, thread if name == "delete_thread" else [thread])
+        saver.put(thread, "2", {"x": ["new"]}, parent="1", versions={"x": 1}, new={})
+        assert saver.values(thread) == {"x": ["new"]}
+
+
 @clause("V3")
 @generated(thread=ID_TEXT, ns=ID_TEXT, id_=ID_TEXT, task=ID_TEXT, channel=ID_TEXT)
 def test_identifiers_are_any_text(

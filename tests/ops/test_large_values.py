@@ -1,14 +1,25 @@
-"""Large values on Postgres: nothing of them stays in memory."""
+"""Large values on Postgres: none stays in memory, and the event loop goes on meanwhile."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import random
+import socket
+import threading
+import time
 import weakref
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
+import pytest
 from langgraph.checkpoint.base import empty_checkpoint
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 import persistence
+from persistence import Dsn
+from tests.support import query_form
 
 _BEFORE: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
 
@@ -56,3 +67,93 @@ class _Remembering:
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         return self._inner.loads_typed(data)
+
+
+def _pieces(number: int) -> list[bytes]:
+    """So many pieces of 10 kB, which the server loses no time in making smaller."""
+    return [random.Random(i).randbytes(10_000) for i in range(number)]  # noqa: S311 - no secret
+
+
+async def _beat(gaps: list[float]) -> None:
+    last = time.perf_counter()
+    while True:
+        await asyncio.sleep(0.005)
+        now = time.perf_counter()
+        gaps.append(now - last)
+        last = now
+
+
+def _pump(source: socket.socket, sink: socket.socket, pause: float) -> None:
+    with suppress(OSError):
+        while piece := source.recv(65536):
+            time.sleep(pause)
+            sink.sendall(piece)
+        sink.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def slow_dsn(postgres_dsn: str) -> Iterator[str]:
+    """The database over a line that takes some ten megabytes a second."""
+    given = conninfo_to_dict(Dsn.parse(postgres_dsn).conninfo)
+    host, port = str(given.pop("host")), int(given.pop("port") or 5432)
+    is_path = host.startswith("/")
+    listener = socket.create_server(("127.0.0.1", 0))
+    open_, pumps = [listener], list[threading.Thread]()
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                server = socket.socket(socket.AF_UNIX if is_path else socket.AF_INET)
+                server.connect(f"{host}/.s.PGSQL.{port}" if is_path else (host, port))
+                open_.extend((client, server))
+                for ends in ((client, server, 0.006), (server, client, 0.0)):
+                    pumps.append(threading.Thread(target=_pump, args=ends, daemon=True))
+                    pumps[-1].start()
+
+    accepting = threading.Thread(target=accept, daemon=True)
+    accepting.start()
+    conninfo = make_conninfo("", **given, host="127.0.0.1", port=listener.getsockname()[1])
+    yield "postgresql://" + query_form(conninfo)
+    for end in open_:
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+    for thread in (accepting, *pumps):
+        thread.join(10)
+    for end in open_:
+        end.close()
+
+
+async def test_event_loop_goes_on(slow_dsn: str) -> None:
+    async with persistence.aopen(slow_dsn) as db:
+        assert db.checkpointer is not None
+        given = {f"large{i}": _pieces(250) for i in range(8)}
+        checkpoint, gaps = _checkpoint(**given), list[float]()
+        beating = asyncio.create_task(_beat(gaps))
+        await asyncio.sleep(0)  # it has begun
+        started = time.perf_counter()
+        await db.checkpointer.aput(_BEFORE, checkpoint, {}, dict.fromkeys(given, "1"))
+        assert max(gaps) < (time.perf_counter() - started) / 2
+        beating.cancel()
+        found = await db.checkpointer.aget_tuple(_BEFORE)
+        assert found is not None
+        assert found.checkpoint["channel_values"] == given
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.01, 0.1])
+async def test_large_put_that_is_cancelled_is_done_or_not(postgres_dsn: str, pause: float) -> None:
+    given = {"large": _pieces(2_000), "small": 1}
+    async with persistence.aopen(f"{postgres_dsn}&pool_min=1&pool_max=1") as db:
+        assert db.checkpointer is not None
+        for _ in range(3):
+            checkpoint = _checkpoint(**given)
+            putting = asyncio.create_task(
+                db.checkpointer.aput(_BEFORE, checkpoint, {}, dict.fromkeys(given, "1"))
+            )
+            await asyncio.sleep(pause)
+            for _ in range(3):
+                putting.cancel()
+                await asyncio.sleep(0.005)
+            await asyncio.wait([putting])
+            found = await db.checkpointer.aget_tuple(_BEFORE)
+            assert found is None or found.checkpoint["channel_values"] == given

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -27,7 +28,8 @@ def fill(dsn: str) -> None:
         graph = counter().compile(checkpointer=db.checkpointer)
         for name in "abc":
             for _ in range(3):
-                graph.invoke({"n": 1}, {**thread(name), "metadata": {"run_id": f"run {name}"}})
+                config: Any = {**thread(name), "metadata": {"run_id": f"run {name}"}}
+                graph.invoke({"n": 1}, config)
 
 
 def multiply(columns: Callable[[str], list[str]], execute: Callable[[str], object], backend: str) -> None:

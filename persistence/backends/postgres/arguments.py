@@ -78,6 +78,7 @@ class PostgresArguments(BaseCheckpointSaver[str]):
         return Listing(rules.scope_of(config, before), clean_filter(filter), rules.check_limit(limit))
 
     def _tuple(self, rows: Rows) -> CheckpointTuple | None:
+        """What ``get_tuple`` returns."""
         if not rows:
             return None
         steps.note(rows[0], self._life.known)

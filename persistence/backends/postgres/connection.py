@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import select
+from collections.abc import Mapping
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection, Connection, errors
+from psycopg import AsyncConnection, Connection, errors, waiting
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
@@ -21,7 +24,7 @@ from persistence.backends.postgres.qualify import (
     quote_identifier,
     schema_cursor,
 )
-from persistence.backends.postgres.wire import Wire
+from persistence.backends.postgres.wire import Wire, is_large
 from persistence.contract import ServerInfo
 from persistence.dsn import Dsn, mask_secrets
 from persistence.errors import ClosedError, ConnectError, DsnError, PersistenceError, SchemaError
@@ -73,6 +76,22 @@ class AsyncPoolConnection(AsyncConnection[DictRow]):
 
     checked_out: float = 0.0
     wire: Wire
+
+    async def exchange(self, statement: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Run a statement; one with large values in a thread, so that the event loop goes on."""
+        run = self.wire.run(statement, params)
+        if not is_large(params):
+            return await self.wait(run)
+        work = asyncio.ensure_future(asyncio.to_thread(waiting.wait, run, self.pgconn.socket))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # The connection is the thread's until that has ended.
+            end = asyncio.gather(self.cancel_safe(timeout=5), work, return_exceptions=True)
+            while not end.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.shield(end)
+            raise
 
 
 Pool = ConnectionPool[PoolConnection]

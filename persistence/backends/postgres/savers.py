@@ -273,7 +273,10 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that a config names, or the latest of its namespace."""
         statement = self._get(config)
-        return self._tuple(await self._here(lambda: self._execute(statement)))
+        rows = await self._here(lambda: self._execute(statement))
+        if rows and steps.is_large(rows[0]):
+            return await asyncio.to_thread(self._tuple, rows)
+        return self._tuple(rows)
 
     async def alist(
         self,
@@ -287,7 +290,10 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
         listing = self._listing(config, filter, before, limit)
         while rows := await self._here(lambda: self._run(listing.page())):
             for row in rows:
-                yield steps.load(row, self.serde)
+                if steps.is_large(row):
+                    yield await asyncio.to_thread(steps.load, row, self.serde)
+                else:
+                    yield steps.load(row, self.serde)
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything of one thread."""
@@ -421,7 +427,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
         with translated(self._where):
             conn = await self.pool.getconn()
             try:
-                return await conn.wait(conn.wire.run(*statement))
+                return await conn.exchange(*statement)
             finally:
                 await self.pool.putconn(conn)
 

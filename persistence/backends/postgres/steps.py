@@ -22,6 +22,7 @@ from persistence.backends.postgres.values import (
     load_values,
     unpack,
 )
+from persistence.backends.postgres.wire import LARGE
 from persistence.delta import Ancestor, delta_history
 from persistence.errors import ConflictError
 from persistence.lineage import Needs, Node, Place, Plan, prune_needs, prune_plan, runs_needs, runs_plan
@@ -142,14 +143,19 @@ def load(row: Sequence[Any], serde: SerializerProtocol) -> CheckpointTuple:
     thread, ns, id_, parent, checkpoint, metadata = row[:6]
     # A checkpoint that came without values may have got some, or only markers that there are none.
     had_values = "channel_values" in checkpoint and checkpoint.pop(MARKER, True) is not None
-    values = load_values(checkpoint.pop("channel_values", None) or {}, unpack(row[6], row[7]), serde)
+    values = load_values(checkpoint.pop("channel_values", None) or {}, unpack(row[6], row[7], serde), serde)
     if values or had_values:
         checkpoint["channel_values"] = values
     if row[10]:
-        sends = rules.pending_writes(unpack(row[10], row[11]), serde)
+        sends = rules.pending_writes(unpack(row[10], row[11], serde), serde)
         rules.add_sends(checkpoint, [value for _, _, value in sends])
-    writes = rules.pending_writes(unpack(row[8], row[9]), serde)
+    writes = rules.pending_writes(unpack(row[8], row[9], serde), serde)
     return rules.checkpoint_tuple((thread, ns, id_), parent, checkpoint, metadata or {}, writes)
+
+
+def is_large(row: Sequence[Any]) -> bool:
+    """Whether :func:`load` takes so long that an event loop should not do it."""
+    return len(row[7] or b"") + len(row[9] or b"") >= LARGE
 
 
 def delete_threads(threads: Sequence[str]) -> Steps[None]:

@@ -18,7 +18,8 @@ from typing import Any
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
-from persistence.rules import Typed
+from persistence.backends.postgres.wire import LARGE
+from persistence.rules import Typed, writes_plain_msgpack
 
 MARKER = "__persistence__"
 NO_VALUE = {MARKER: None}
@@ -66,11 +67,22 @@ def unmark(value: Any) -> Typed | None:
     return type_, base64.b64decode(text)
 
 
-def unpack(rows: Iterable[Sequence[Any]] | None, packed: bytes | None) -> Iterator[Any]:
-    """Rows of which the last column was the size of a blob get the blob: all of them come in one piece."""
+def unpack(
+    rows: Iterable[Sequence[Any]] | None, packed: bytes | None, serde: SerializerProtocol
+) -> Iterator[Any]:
+    """Rows of which the last column was the size of a blob get the blob: all of them come in one piece.
+
+    LangGraph's own serializer reads large msgpack from there, without a copy.
+    """
+    whole: Any = packed or b""
+    views = len(whole) >= LARGE and writes_plain_msgpack(serde)
     at = 0
     for *columns, size in rows or ():
-        yield *columns, (packed or b"")[at : at + size] if size is not None else None
+        piece = None
+        if size is not None:
+            in_place = views and columns[-1] == "msgpack"
+            piece = memoryview(whole)[at : at + size] if in_place else whole[at : at + size]
+        yield *columns, piece
         at += size or 0
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from itertools import count
 from struct import pack, unpack_from
@@ -21,6 +22,8 @@ from psycopg.abc import PQGen
 from persistence.backends.postgres.qualify import qualify
 
 _TEXT, _BYTEA, _INT4 = 25, 17, 23
+LARGE = 1_000_000
+"""Bytes from which a call is worth a thread of its own."""
 _MOST_PREPARED = 100  # as psycopg's prepared_max
 _PLACEHOLDER = re.compile(r"%\((\w+)\)[sb]|%%")
 
@@ -43,6 +46,17 @@ def query_of(statement: str, schema: str | None, encoding: str) -> Query:
         return f"${names.setdefault(match[1], len(names) + 1)}" if match[1] else "%"
 
     return Query(_PLACEHOLDER.sub(number, statement).encode(encoding), tuple(names))
+
+
+def is_large(params: Mapping[str, Any]) -> bool:
+    """Whether sending these takes so long that an event loop should not do it."""
+    size = 0
+    for value in params.values():
+        if type(value) is list:
+            size += sum(len(item) for item in value if type(item) is bytes)
+        elif type(value) is bytes:
+            size += len(value)
+    return size >= LARGE
 
 
 class Wire:
@@ -75,7 +89,8 @@ class Wire:
         query = query_of(statement, self._schema, self._encoding)
         formats, values = _encoded([params[name] for name in query.names], self._encoding)
         if prepare and (name := (yield from self._name(query))) is not None:
-            self._pgconn.send_query_prepared(name, values, formats, pq.Format.BINARY)
+            with self._at_once(values):
+                self._pgconn.send_query_prepared(name, values, formats, pq.Format.BINARY)
             try:
                 result = yield from self._result()
             except errors.InvalidSqlStatementName:
@@ -83,7 +98,8 @@ class Wire:
                 self._prepared.clear()
             else:
                 return _rows(result, self._encoding)
-        self._pgconn.send_query_params(query.text, values, None, formats, pq.Format.BINARY)
+        with self._at_once(values):
+            self._pgconn.send_query_params(query.text, values, None, formats, pq.Format.BINARY)
         del values  # may be large, and are sent
         return _rows((yield from self._result()), self._encoding)
 
@@ -98,6 +114,18 @@ class Wire:
         yield from self._result()
         self._prepared[query] = name
         return name
+
+    @contextmanager
+    def _at_once(self, values: Sequence[bytes | None]) -> Iterator[None]:
+        """Wait until large values are sent: else libpq moves what is left each time that a piece is gone."""
+        if sum(map(len, filter(None, values))) < LARGE:
+            yield
+            return
+        self._pgconn.nonblocking = 0
+        try:
+            yield
+        finally:
+            self._pgconn.nonblocking = 1
 
     def _result(self) -> PQGen[pq.abc.PGresult]:
         result: pq.abc.PGresult
