@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import psycopg
+
 from tools.benchmarks import applications, child, measure
 from tools.benchmarks.contenders import BARE, SAVERS, STORES
 from tools.benchmarks.measure import Load, Sample
@@ -269,5 +271,8 @@ def _action(work: Work, name: str, place: str, seconds: float) -> Callable[[], S
         parts = [replace(task, kind="save"), replace(task, kind="load")]
         return lambda: child.sampled(parts)
     (thread,) = measure.seed(contender, place, Load(1, work.state, 0.0), work.checkpoints)
+    if work.backend == "postgres":  # as autovacuum does within a minute
+        with psycopg.connect(place, autocommit=True) as conn:
+            conn.execute("ANALYZE")
     listed = replace(task, thread=thread.thread, checkpoints=work.checkpoints)
     return lambda: child.sampled([listed])

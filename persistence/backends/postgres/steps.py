@@ -33,7 +33,7 @@ Rows = Sequence[Sequence[Any]]
 Steps = Generator[tuple[str, Mapping[str, Any]], Rows, T]
 
 _FIRST_PAGE = 16
-_LARGEST_PAGE = 128
+_LARGEST_PAGE = 32
 _CHAIN_PAGE = 256
 
 

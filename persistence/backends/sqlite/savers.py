@@ -34,6 +34,7 @@ from persistence.metadata import clean_filter
 _CLOSE_TIMEOUT = 5.0
 
 Work = Callable[[sqlite3.Connection], T]
+Sends = list[sql.WriteRow]
 
 
 class _SqliteSaver(BaseCheckpointSaver[str]):
@@ -190,8 +191,9 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         return self._engine.read(work)
 
     def _pages(self, listing: sql.Listing) -> Iterator[CheckpointTuple]:
-        while page := self._read(_page(self, listing)):
-            yield from page
+        while rows := self._read(_rows(listing)):
+            for row in rows:
+                yield self._whole(row, self._read)
 
     # What is done: the arguments are checked and serialised at once, the rest runs on a connection.
 
@@ -228,7 +230,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
                     return self._tuple(row, checkpoint)
             with snapshot(conn):
                 row = sql.get(conn, key)
-                return None if row is None else self._whole(conn, row)
+                return None if row is None else self._whole(row, lambda work: work(conn))
 
         return work
 
@@ -294,10 +296,10 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
             lambda: rules.pending_writes(row.writes, self.serde),
         )
 
-    def _whole(self, conn: sqlite3.Connection, row: sql.Row) -> CheckpointTuple:
+    def _whole(self, row: sql.Row, read: Callable[[Work[Sends]], Sends]) -> CheckpointTuple:
         checkpoint = self._checkpoint(row)
         if _has_sends_elsewhere(row, checkpoint):
-            sends = rules.pending_writes(sql.sends(conn, row), self.serde)
+            sends = rules.pending_writes(read(lambda conn: sql.sends(conn, row)), self.serde)
             rules.add_sends(checkpoint, [value for _, _, value in sends])
         return self._tuple(row, checkpoint)
 
@@ -325,10 +327,18 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
             OfficialSqliteSaver(conn).setup()
 
 
+def _rows(listing: sql.Listing) -> Work[list[sql.Row]]:
+    def work(conn: sqlite3.Connection) -> list[sql.Row]:
+        with snapshot(conn):
+            return listing.page(conn)
+
+    return work
+
+
 def _page(saver: _SqliteSaver, listing: sql.Listing) -> Work[list[CheckpointTuple]]:
     def work(conn: sqlite3.Connection) -> list[CheckpointTuple]:
         with snapshot(conn):
-            return [saver._whole(conn, row) for row in listing.page(conn)]
+            return [saver._whole(row, lambda work: work(conn)) for row in listing.page(conn)]
 
     return work
 

@@ -68,8 +68,8 @@ _PLAIN_TEXT = re.compile(r"[\w.:-]*", re.ASCII)
 _PLAIN_NAME = re.compile(r"[\w.:-]*[A-Za-z][\w.:-]*", re.ASCII)  # with a letter: not the text of a number
 _FEW_RUNS = 16
 _FIRST_PAGE = 16
-_LARGEST_PAGE = 128
-_PAGE_BYTES = 1 << 20
+_LARGEST_PAGE = 32
+_PAGE_BYTES = 1 << 18
 _MOST_KEYS = 4096
 
 Where = tuple[str, str, str]
