@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import chain, islice
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 from langgraph.store.base import Op, Result
 from langgraph.store.sqlite.base import SqliteStore as UpstreamStore
@@ -13,14 +16,25 @@ from langgraph.store.sqlite.base import SqliteStore as UpstreamStore
 from persistence.backends.sqlite.connection import SqliteDatabase, translate, translated
 from persistence.errors import ClosedError
 
+_MOST_CALLS = 256
+_Calls = list[tuple[list[Op], asyncio.Future[list[Result]]]]
+
+
+class _Queue:
+    """The calls of one event loop that wait."""
+
+    def __init__(self) -> None:
+        self.calls: _Calls = []
+        self.is_running = False
+
 
 class SqliteStore(UpstreamStore):
     """LangGraph's store, for both colours.
 
     It differs from LangGraph's in three ways: it connects at the first operation, a missing table
     is a clear error instead of being made then, and asynchronous calls run in a worker thread, so
-    that a cancelled call still happens as a whole or not at all. ``batch`` is what every other
-    method of a store goes through.
+    that a cancelled call still happens as a whole or not at all. Those that wait go together, and pay for one
+    commit; if one fails, it fails alone. ``batch`` is what every other method of a store goes through.
     """
 
     def __init__(self, database: SqliteDatabase) -> None:
@@ -28,6 +42,7 @@ class SqliteStore(UpstreamStore):
         self.is_setup = True  # the tables are made by persistence.schema
         self._where = database.name
         self._closed = False
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """As LangGraph's."""
@@ -45,7 +60,40 @@ class SqliteStore(UpstreamStore):
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """As LangGraph's."""
-        return await asyncio.to_thread(self.batch, ops)
+        loop = asyncio.get_running_loop()
+        if (queue := self._queues.get(loop)) is None:
+            queue = self._queues[loop] = _Queue()
+        future: asyncio.Future[list[Result]] = loop.create_future()
+        queue.calls.append((list(ops), future))
+        if not queue.is_running:
+            queue.is_running = True
+            loop.call_soon(self._send, queue, loop)  # after the other tasks of this turn have called
+        return await future
+
+    def _send(self, queue: _Queue, loop: asyncio.AbstractEventLoop) -> None:
+        calls, queue.calls = queue.calls[:_MOST_CALLS], queue.calls[_MOST_CALLS:]
+        work = loop.run_in_executor(None, self._batches, [ops for ops, _ in calls])
+
+        def deliver(done: asyncio.Future[list[list[Result] | Exception]]) -> None:
+            queue.is_running = bool(queue.calls)
+            if queue.is_running:
+                self._send(queue, loop)
+            _deliver(calls, done)
+
+        work.add_done_callback(deliver)
+
+    def _batches(self, many: list[list[Op]]) -> list[list[Result] | Exception]:
+        if len(many) > 1:
+            with suppress(Exception):  # whose it is, is seen below; to do them again changes nothing
+                results = iter(self.batch(chain(*many)))
+                return [list(islice(results, len(ops))) for ops in many]
+        return [self._alone(ops) for ops in many]
+
+    def _alone(self, ops: list[Op]) -> list[Result] | Exception:
+        try:
+            return self.batch(ops)
+        except Exception as error:  # noqa: BLE001 - it belongs to the one who asked
+            return error
 
     def close(self, timeout: float) -> None:
         """Wait for the operation that runs, then close the connection."""
@@ -56,6 +104,20 @@ class SqliteStore(UpstreamStore):
                 self.conn.close()
             finally:
                 self.lock.release()
+
+
+def _deliver(calls: _Calls, done: asyncio.Future[list[list[Result] | Exception]]) -> None:
+    if done.cancelled():  # the loop ends
+        for _, future in calls:
+            future.cancel()
+        return
+    for (_, future), result in zip(calls, done.result(), strict=True):
+        if future.done():  # cancelled meanwhile
+            continue
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
 
 
 class _LazyConnection:
