@@ -296,6 +296,7 @@ class Engine:
         if conn is None:
             conn = self._conn = _prepared(self._database.connect())
             conn.execute(f"PRAGMA busy_timeout = {_TRY}")
+        self.recent.begin()
         if conn.in_transaction:  # interrupted twice, the second time before the first was undone
             conn.rollback()
         return conn

@@ -35,6 +35,11 @@ class Recent:
         self._rows: dict[tuple[str, str], Known] = {}
         self._bytes = 0
         self._data_version: int | None = None
+        self._is_checked = False
+
+    def begin(self) -> None:
+        """A transaction begins: others may have written since the last one."""
+        self._is_checked = False
 
     def get(self, thread: str, ns: str, id_: str | None) -> Known | None:
         """What was known of a checkpoint a moment ago; :meth:`holds` says whether it is still true."""
@@ -46,11 +51,13 @@ class Recent:
 
         Until it is added again, the namespace's row is forgotten: it may be about to be replaced.
         """
-        # https://sqlite.org/pragma.html#pragma_data_version: it changes when another connection commits.
-        (version,) = conn.execute("PRAGMA data_version").fetchone()
-        if version != self._data_version:
-            self.clear()
-            self._data_version = version
+        if not self._is_checked:
+            # https://sqlite.org/pragma.html#pragma_data_version: it changes when another connection commits.
+            (version,) = conn.execute("PRAGMA data_version").fetchone()
+            if version != self._data_version:
+                self.clear()
+                self._data_version = version
+            self._is_checked = True
         return self._forget(thread, ns) is known is not None
 
     def add(self, thread: str, ns: str, known: Known) -> None:
