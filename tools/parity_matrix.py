@@ -35,7 +35,7 @@ NOT_YET = {
     "V1": "`bytearray` nested in another value: LangGraph's serializer gives it back as `bytes`",
     "R2": "a database that sorts as a language does is tried where the server has ICU (`make matrix`)",
     "F1": "`delete_for_runs` reads the metadata of all checkpoints, unless you add an index on Postgres",
-    "R3": "no index serves a filter: it reads the metadata of every checkpoint in its scope",
+    "R3": "a filter reads the metadata of every checkpoint in its scope, unless you add an index on Postgres",
     "W6": "a lost power supply; a killed process and (`tests/faults`) a crashed server are tried",
 }
 
