@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+import ormsgpack
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
     BaseCheckpointSaver,
@@ -26,14 +27,15 @@ from persistence import rules
 from persistence.delta import Ancestor, delta_history
 from persistence.errors import ClosedError, ConflictError
 from persistence.lineage import Needs, Node, Place, Plan, prune_needs, prune_plan, runs_needs, runs_plan
-from persistence.metadata import clean_filter, comparable, json_text, matches, run_text
+from persistence.metadata import clean_filter, comparable, matches, run_text
 from persistence.rules import Typed
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
     parent: str | None
-    body: str
+    body: bytes
+    """As msgpack."""
     metadata: str
     values: Mapping[str, Typed]
     versions: Mapping[str, str]
@@ -121,7 +123,7 @@ class MemorySaver(InMemorySaver):
             values = {**given, **stored}
             threads.setdefault(put.thread, _Thread()).rows[put.ns, put.id] = _Row(
                 parent=put.parent,
-                body=json_text(put.body),
+                body=put.packed,
                 metadata=put.metadata,
                 values=values,
                 versions=put.versions,
@@ -321,7 +323,7 @@ class MemorySaver(InMemorySaver):
         thread = threads.get(thread_id, _Thread())
         if (row := thread.rows.get(place)) is None:
             return None
-        checkpoint = json.loads(row.body)
+        checkpoint = ormsgpack.unpackb(row.body)
         if row.has_values:
             checkpoint["channel_values"] = {c: self.serde.loads_typed(v) for c, v in row.values.items()}
         if row.parent and rules.has_sends_in_parent(checkpoint):
@@ -373,7 +375,9 @@ def _write_rows(thread: _Thread, place: Place) -> Iterator[tuple[str, str, int, 
 
 def _nodes(thread: _Thread) -> list[Node]:
     return [
-        Node.of(place, row.parent, json.loads(row.body).get("v"), json.loads(row.metadata), row.versions)
+        Node.of(
+            place, row.parent, ormsgpack.unpackb(row.body).get("v"), json.loads(row.metadata), row.versions
+        )
         for place, row in thread.rows.items()
     ]
 

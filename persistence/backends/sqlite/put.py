@@ -9,7 +9,7 @@ from typing import Any
 from persistence import rules
 from persistence.backends.sqlite import sql
 from persistence.backends.sqlite.codec import Codec
-from persistence.backends.sqlite.recent import Known, Recent
+from persistence.backends.sqlite.recent import LARGEST_ROW, Known, Recent
 
 
 class PutWork:
@@ -37,6 +37,8 @@ class PutWork:
         self._values: Mapping[str, Any] = self._given | stored
         is_complete = is_complete and self._unread.keys() <= stored.keys()
         self._row = codec.seal(put, self._values) if is_complete else None
+        if self._row and not put.kept and len(self._row[1]) > LARGEST_ROW:
+            self._given = self._values = {}  # their bytes are in the row, and will not be remembered
 
     def __call__(self, conn: sqlite3.Connection) -> None:
         """Store it, on the connection for writing."""

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 _MOST_BYTES = 32 << 20
-_LARGEST_ROW = 4 << 20
+LARGEST_ROW = 4 << 20
+"""Bytes of a row; larger ones are not remembered."""
 
 
 class Known(NamedTuple):
@@ -62,7 +63,7 @@ class Recent:
 
     def add(self, thread: str, ns: str, known: Known) -> None:
         """Remember a row that was written."""
-        if known.size > _LARGEST_ROW:
+        if known.size > LARGEST_ROW:
             return
         self._rows[thread, ns] = known
         self._bytes += known.size

@@ -67,10 +67,9 @@ _PAGE_WRITES = f"SELECT k.key, task_path, task_id, idx, channel, c.type, c.value
 _PLAIN_TEXT = re.compile(r"[\w.:-]*", re.ASCII)
 _PLAIN_NAME = re.compile(r"[\w.:-]*[A-Za-z][\w.:-]*", re.ASCII)  # with a letter: not the text of a number
 _FEW_RUNS = 16
-_FIRST_PAGE = 16
-_LARGEST_PAGE = 32
+_PAGE_ROWS = 16
 _PAGE_BYTES = 1 << 18
-_MOST_KEYS = 4096
+_FIRST_KEYS, _MOST_KEYS = 256, 4096
 
 Where = tuple[str, str, str]
 WriteRow = tuple[str, str, int, str, str, bytes]
@@ -183,7 +182,7 @@ class Listing:
     scope: rules.Scope
     wanted: dict[str, Any]
     left: int | None
-    size: int = _FIRST_PAGE
+    ahead: int = _FIRST_KEYS
     last: Where | None = None
     keys: list[Where] = field(default_factory=list)
 
@@ -194,13 +193,12 @@ class Listing:
                 self._read_keys(conn)
             if not self.keys:
                 return []
-            rows = self._rows(conn, self.keys[: self.size])
-            self.size = min(self.size * 2, _LARGEST_PAGE)
+            rows = self._rows(conn, self.keys[:_PAGE_ROWS])
             if rows:  # else all were deleted meanwhile
                 return rows
 
     def _read_keys(self, conn: sqlite3.Connection) -> None:
-        count = min(self.size * self.size, _MOST_KEYS)
+        count, self.ahead = self.ahead, min(self.ahead * 4, _MOST_KEYS)
         if self.left is not None:
             count = min(count, self.left)
         if count == 0:
