@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Annotated, Any, TypedDict
@@ -29,15 +30,20 @@ class BrokenError(Exception):
 def failing_graph(saver: Any) -> Any:
     """Two nodes side by side, of which one fails at its first three attempts; then a fan-in."""
     attempts = {"fails": 0}
+    worked = threading.Event()
 
     def fails(state: Work) -> Work:
         attempts["fails"] += 1
         if attempts["fails"] < 4:
+            # LangGraph loses what a node did that ends while another one's failure ends the run.
+            worked.wait(5)
+            time.sleep(0.1)
             raise BrokenError(f"attempt {attempts['fails']}")
         return {"log": ["mended"], "total": 10}
 
     def works(state: Work) -> Work:
         attempts["works"] = attempts.get("works", 0) + 1
+        worked.set()
         return {"log": [f"worked {attempts['works']}"], "total": 1}
 
     retry = RetryPolicy(max_attempts=2, initial_interval=0.001, jitter=False, retry_on=BrokenError)

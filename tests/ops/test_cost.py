@@ -105,7 +105,8 @@ def full(postgres_dsn: str) -> Iterator[psycopg.Connection]:
 
 def rows_read(conn: psycopg.Connection) -> int:
     """So far; what a process has counted is known when it ends."""
-    query = "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_user_tables WHERE relname = ANY(%s)"
+    read = "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_user_tables"
+    query = f"{read} WHERE relname = ANY(%s)"
     ((number,),) = conn.execute(query, ([*TABLES["postgres"]],)).fetchall()
     return int(number)
 
