@@ -28,9 +28,10 @@ from persistence.errors import (
 )
 
 if TYPE_CHECKING:
-    from persistence.contract import AsyncBackend, Backend, Capability, Provider, ServerInfo
+    from persistence.contract import AsyncBackend, Backend, Capability, Probe, Provider, ServerInfo
     from persistence.dsn import Dsn
     from persistence.handle import AsyncPersistence, Persistence, aopen, open
+    from persistence.health import Health
     from persistence.process import (
         aclose_checkpointer,
         aget_checkpointer,
@@ -52,10 +53,12 @@ __all__ = [
     "ConnectError",
     "Dsn",
     "DsnError",
+    "Health",
     "InvalidInputError",
     "MissingDriverError",
     "Persistence",
     "PersistenceError",
+    "Probe",
     "Provider",
     "SchemaError",
     "ServerInfo",
@@ -78,9 +81,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "persistence.contract": ("AsyncBackend", "Backend", "Capability", "Provider", "ServerInfo"),
+    "persistence.contract": ("AsyncBackend", "Backend", "Capability", "Probe", "Provider", "ServerInfo"),
     "persistence.dsn": ("Dsn",),
     "persistence.handle": ("AsyncPersistence", "Persistence", "aopen", "open"),
+    "persistence.health": ("Health",),
     "persistence.process": (
         "aclose_checkpointer",
         "aget_checkpointer",

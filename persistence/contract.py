@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -59,6 +59,25 @@ class ServerInfo:
     version: str
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one look at an open database found; see :meth:`Backend.probe`.
+
+    Attributes:
+        server: Who answered, ``None`` where nobody did.
+        read_seconds: Duration of reading the canary row, ``None`` where it could not be read.
+        write_seconds: Duration of writing it durably, ``None`` where it could not be written.
+        storage: Bytes on disk by table or by file.
+        error: The first thing that went wrong; it holds no secret.
+    """
+
+    server: ServerInfo | None = None
+    read_seconds: float | None = None
+    write_seconds: float | None = None
+    storage: Mapping[str, int] = field(default_factory=dict)
+    error: Exception | None = None
+
+
 class Backend(Protocol):
     """One open database for synchronous code."""
 
@@ -75,6 +94,16 @@ class Backend(Protocol):
         Raises:
             ConnectError: It does not answer.
         """
+
+    def probe(self, timeout: float) -> Probe:
+        """Write and read a row by the way that the savers take, within about ``timeout`` seconds.
+
+        What goes wrong is in the result, not raised: the database stopped, hangs, is full, may only
+        be read, has no tables. A hanging database must not make it wait longer.
+        """
+
+    def figures(self) -> Mapping[str, float]:
+        """How busy the connections are, by name; does no I/O."""
 
     def close(self, timeout: float) -> None:
         """Wait for acknowledged work, then let go of everything, within ``timeout`` seconds."""
@@ -93,7 +122,13 @@ class AsyncBackend(Protocol):
     async def ping(self) -> ServerInfo:
         """As :meth:`Backend.ping`."""
 
-    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - a bound on waiting, not a cancellation
+    async def probe(self, timeout: float) -> Probe:  # noqa: ASYNC109 - a bound on waiting, not a cancellation
+        """As :meth:`Backend.probe`."""
+
+    def figures(self) -> Mapping[str, float]:
+        """As :meth:`Backend.figures`."""
+
+    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - as above
         """As :meth:`Backend.close`."""
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from persistence.contract import AsyncBackend, Backend, Capability, Provider
 from persistence.dsn import Dsn
 from persistence.errors import ConnectError
+from persistence.fallback import AsyncStandIn, Fallback, StandIn
+from persistence.metrics import attach
 from persistence.registry import provider_for
 from persistence.settings import Settings, get_settings
 
@@ -48,10 +51,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Opened(Generic[B]):
-    """An open backend with the plan that led to it; no backend where checkpointing is off."""
+    """An open backend with the plan that led to it; no backend where checkpointing is off.
+
+    ``fallback`` is there where memory stood in at first, because the database did not answer.
+    """
 
     plan: Plan
     backend: B | None
+    fallback: Fallback | None = None
 
 
 def make_plan(dsn: str | Dsn | None, settings: Settings | None) -> Plan:
@@ -96,15 +103,28 @@ def open_backend(plan: Plan) -> Opened[Backend]:
                 _note(plan, attempt.num)
                 backend = provider.open()
     except ConnectError as error:
-        plan = _fall_back(plan, error)
-        return _report(Opened(plan, plan.provider.open() if plan.provider else None))
+        fallback = _fall_back(plan, error)
+        memory = _memory(plan.settings).open()
+        attach(memory.checkpointer, "memory")
+        reopen = partial(_open_once, plan, provider)
+        stand_in = StandIn(memory, fallback, provider.dsn.masked, plan.settings, reopen)
+        return _report(Opened(plan, stand_in, fallback))
+    return _report(Opened(plan, _set_up(plan, provider, backend)))
+
+
+def _open_once(plan: Plan, provider: Provider) -> Backend:
+    return _set_up(plan, provider, provider.open())
+
+
+def _set_up(plan: Plan, provider: Provider, backend: Backend) -> Backend:
     try:
         if plan.settings.setup_on_open:
             make_tables(provider)
     except BaseException:
         backend.close(plan.settings.close_timeout)
         raise
-    return _report(Opened(plan, backend))
+    attach(backend.checkpointer, provider.dsn.scheme)
+    return backend
 
 
 async def aopen_backend(plan: Plan) -> Opened[AsyncBackend]:
@@ -120,15 +140,28 @@ async def aopen_backend(plan: Plan) -> Opened[AsyncBackend]:
                 _note(plan, attempt.num)
                 backend = await provider.aopen()
     except ConnectError as error:
-        plan = _fall_back(plan, error)
-        return _report(Opened(plan, await plan.provider.aopen() if plan.provider else None))
+        fallback = _fall_back(plan, error)
+        memory = await _memory(plan.settings).aopen()
+        attach(memory.checkpointer, "memory")
+        reopen = partial(_aopen_once, plan, provider)
+        stand_in = AsyncStandIn(memory, fallback, provider.dsn.masked, plan.settings, reopen)
+        return _report(Opened(plan, stand_in, fallback))
+    return _report(Opened(plan, await _aset_up(plan, provider, backend)))
+
+
+async def _aopen_once(plan: Plan, provider: Provider) -> AsyncBackend:
+    return await _aset_up(plan, provider, await provider.aopen())
+
+
+async def _aset_up(plan: Plan, provider: Provider, backend: AsyncBackend) -> AsyncBackend:
     try:
         if plan.settings.setup_on_open:
             await asyncio.to_thread(make_tables, provider)
     except BaseException:
         await backend.close(plan.settings.close_timeout)
         raise
-    return _report(Opened(plan, backend))
+    attach(backend.checkpointer, provider.dsn.scheme)
+    return backend
 
 
 def make_tables(provider: Provider) -> None:
@@ -160,7 +193,7 @@ def _note(plan: Plan, number: int) -> None:
         logger.warning("connecting to %s again, attempt %d", plan.dsn, number)
 
 
-def _fall_back(plan: Plan, error: ConnectError) -> Plan:
+def _fall_back(plan: Plan, error: ConnectError) -> Fallback:
     """Memory in place of a database that does not answer, if that is the policy."""
     settings = plan.settings
     if settings.fallback != "memory":
@@ -170,20 +203,23 @@ def _fall_back(plan: Plan, error: ConnectError) -> Plan:
         if hint is None and error.transient:
             hint = "start the database or correct the DSN; PERSISTENCE_FALLBACK=memory runs without it"
         raise ConnectError(f"{error.message}{times}", hint=hint, transient=error.transient) from None
-    return Plan(settings, _memory(settings), plan.dsn, f"fallback: {error.message}", degraded=error.message)
+    return Fallback(error.message)
 
 
 def _report(opened: Opened[B]) -> Opened[B]:
     """One line that says which backend serves and why; a warning where data will be lost."""
-    plan = opened.plan
+    plan, mode, reason, degraded = opened.plan, opened.plan.mode, opened.plan.reason, opened.plan.degraded
+    if opened.fallback is not None:
+        mode, degraded = "memory", opened.fallback.reason
+        reason = f"fallback: {degraded}"
     extra = {
-        "persistence_mode": plan.mode,
-        "persistence_reason": plan.reason,
+        "persistence_mode": mode,
+        "persistence_reason": reason,
         "persistence_dsn": str(plan.dsn) if plan.dsn else None,
-        "persistence_degraded": plan.degraded is not None,
+        "persistence_degraded": degraded is not None,
     }
-    if plan.degraded:
-        logger.warning("persistence in %s, nothing will be kept: %s", plan.mode, plan.reason, extra=extra)
+    if degraded:
+        logger.warning("persistence in %s, nothing will be kept: %s", mode, reason, extra=extra)
     else:
-        logger.info("persistence %s: %s", plan.mode, plan.reason, extra=extra)
+        logger.info("persistence %s: %s", mode, reason, extra=extra)
     return opened

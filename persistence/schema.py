@@ -61,6 +61,7 @@ OWN_TABLES: Mapping[str, TableShape] = {
         ),
         ("run_id", "batch_no"),
     ),
+    "persistence_canary": TableShape(frozenset({"id", "beat"}), ("id",)),
 }
 
 _logger = logging.getLogger(__name__)
@@ -165,8 +166,13 @@ def check(provider: Provider) -> list[Difference]:
     """
     if Capability.TABLES not in provider.capabilities:
         return []
+    return look(provider)[0]
+
+
+def look(provider: Provider) -> tuple[list[Difference], str | None]:
+    """As :func:`check`, together with the revision of our own tables, by one connection."""
     with provider.tables() as tables:
-        return _differences(provider, tables)
+        return _differences(provider, tables), tables.own_revision()
 
 
 def require(provider: Provider) -> None:

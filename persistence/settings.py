@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     fallback: Literal["never", "memory"] = Field(
         "never",
         description="What opening does when the database does not answer: `never` raises, `memory` goes on "
-        "without durability, with a warning.",
+        "without durability, with a warning, until the database answers.",
     )
     setup_on_open: bool = Field(
         True,
@@ -174,6 +174,9 @@ class Settings(BaseSettings):
     )
     allow_plaintext: bool = Field(
         False, description="Read values that were stored without encryption although a key is set."
+    )
+    health_timeout: Seconds = Field(
+        2.0, description="Seconds that a health check may take, also while the database hangs."
     )
     close_timeout: Seconds = Field(5.0, description="Seconds that closing may take.")
 

@@ -31,16 +31,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from langgraph.checkpoint.base import BaseCheckpointSaver
-from langgraph.store.base import BaseStore
 from psycopg.conninfo import make_conninfo
 
+from persistence.backends.held import AsyncHeld, Held
 from persistence.backends.postgres.provider import PostgresProvider
-from persistence.contract import AsyncBackend, Backend, ServerInfo, Tables
+from persistence.contract import AsyncBackend, Backend, Tables
 from persistence.dsn import Dsn
 from persistence.errors import ConnectError, DsnError
 from persistence.settings import Settings
@@ -84,7 +84,7 @@ class EmbeddedProvider(PostgresProvider):
         """Have the server run, and connect."""
         self._hold()
         try:
-            return _Held(super().open(), self.folder)
+            return Held(super().open(), partial(release, self.folder))
         except BaseException:
             release(self.folder)
             raise
@@ -93,7 +93,7 @@ class EmbeddedProvider(PostgresProvider):
         """As :meth:`open`."""
         await asyncio.to_thread(self._hold)
         try:
-            return _AsyncHeld(await super().aopen(), self.folder)
+            return AsyncHeld(await super().aopen(), partial(release, self.folder))
         except BaseException:
             await asyncio.to_thread(release, self.folder)
             raise
@@ -127,54 +127,6 @@ class EmbeddedProvider(PostgresProvider):
 
     def _hold(self) -> None:
         self.dsn = replace(self.dsn, conninfo=hold(self.folder))
-
-
-class _Held:
-    """An open backend that lets the server go when it is closed."""
-
-    def __init__(self, backend: Backend, folder: Path) -> None:
-        self._backend = backend
-        self._folder = folder
-
-    @property
-    def checkpointer(self) -> BaseCheckpointSaver[Any]:
-        return self._backend.checkpointer
-
-    def store(self) -> BaseStore:
-        return self._backend.store()
-
-    def ping(self) -> ServerInfo:
-        return self._backend.ping()
-
-    def close(self, timeout: float) -> None:
-        try:
-            self._backend.close(timeout)
-        finally:
-            release(self._folder)
-
-
-class _AsyncHeld:
-    """As :class:`_Held`, for an event loop."""
-
-    def __init__(self, backend: AsyncBackend, folder: Path) -> None:
-        self._backend = backend
-        self._folder = folder
-
-    @property
-    def checkpointer(self) -> BaseCheckpointSaver[Any]:
-        return self._backend.checkpointer
-
-    def store(self) -> BaseStore:
-        return self._backend.store()
-
-    async def ping(self) -> ServerInfo:
-        return await self._backend.ping()
-
-    async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - the contract's name
-        try:
-            await self._backend.close(timeout)
-        finally:
-            await asyncio.to_thread(release, self._folder)
 
 
 @dataclass(slots=True)

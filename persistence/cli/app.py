@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("status")(status.status)
+app.command("serve")(status.serve)
 app.command("setup")(schema.setup)
 app.command("migrate")(transfer.migrate)
 app.command("export")(transfer.export)

@@ -98,12 +98,16 @@ def test_setup_and_status(run: Run, postgres_dsn: str) -> None:
     before = document(run, "status", env=env)
     assert before["connected"] is True
     assert before["server"].startswith("PostgreSQL")
-    assert "not as needed" in before["tables"]
+    assert before["migrated"] is False and before["ready"] is False
+    assert before["problem"]["hint"] == "run: persistence setup"
+    assert document(run, "status", "--ready", env=env, exit_code=4)["problem"]["code"] == "schema"
     assert document(run, "setup", env=env)["changes"]
     assert document(run, "setup", env=env)["changes"] == []
     after = document(run, "status", env=env)
-    assert after["tables"] == "as needed"
+    assert after["migrated"] is True and after["ready"] is True
     assert after["revision"]
+    assert after["write_ms"] > 0
+    document(run, "status", "--ready", env=env)
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgres"])
@@ -132,6 +136,14 @@ def test_status_without_a_dsn(run: Run) -> None:
     report = document(run, "status")
     assert report["backend"] == "memory"
     assert "PERSISTENCE_DSN" in report["reason"]
+    assert document(run, "status", "--ready", exit_code=2)["error"]["code"] == "settings"
+
+
+def test_status_makes_no_file(run: Run, tmp_path: Path) -> None:
+    report = document(run, "status", "--dsn", "sqlite:///absent.db")
+    assert report["problem"]["code"] == "connect"
+    assert not (tmp_path / "absent.db").exists()
+    document(run, "status", "--dsn", "sqlite:///absent.db", "--ready", exit_code=3)
 
 
 def test_status_when_postgres_is_switched_off(run: Run) -> None:
@@ -141,7 +153,8 @@ def test_status_when_postgres_is_switched_off(run: Run) -> None:
     }
     report = document(run, "status", env=env)
     assert report["backend"] == "memory"
-    assert report["degraded"] is True
+    assert report["status"] == "degraded"
+    assert "PERSISTENCE_USE_POSTGRES" in report["degraded"]
     assert "hunter2" not in json.dumps(report)
 
 

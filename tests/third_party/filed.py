@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import persistence
 from persistence.backends.memory.savers import MemorySaver, _Memory, _Thread
 from persistence.serializer import make_serializer
 
+SERVER = persistence.ServerInfo("filed", "1")
 BREAKS = os.environ.get("FILED_BREAKS")
 
 
@@ -92,7 +93,13 @@ class FiledBackend:
         raise NotImplementedError  # never called without Capability.STORE
 
     def ping(self) -> persistence.ServerInfo:
-        return persistence.ServerInfo("filed", "1")
+        return SERVER
+
+    def probe(self, timeout: float) -> persistence.Probe:
+        return persistence.Probe(server=SERVER)
+
+    def figures(self) -> Mapping[str, float]:
+        return {}
 
     def close(self, timeout: float) -> None:
         self.checkpointer.close()
@@ -102,7 +109,10 @@ class AsyncFiledBackend(FiledBackend):
     """The same, for an event loop."""
 
     async def ping(self) -> persistence.ServerInfo:  # type: ignore[override]
-        return super().ping()
+        return SERVER
+
+    async def probe(self, timeout: float) -> persistence.Probe:  # type: ignore[override]  # noqa: ASYNC109
+        return super().probe(timeout)
 
     async def close(self, timeout: float) -> None:  # type: ignore[override]  # noqa: ASYNC109
         super().close(timeout)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.store.base import BaseStore
 from langgraph.store.memory import InMemoryStore
 
 from persistence.backends.memory.savers import MemorySaver
-from persistence.contract import AsyncBackend, Backend, Capability, Provider, ServerInfo
+from persistence.contract import AsyncBackend, Backend, Capability, Probe, Provider, ServerInfo
 from persistence.serializer import make_serializer
+
+_SERVER = ServerInfo("memory", "")
 
 
 class MemoryProvider(Provider):
@@ -48,13 +51,24 @@ class _Memory:
                 self._store = InMemoryStore()
             return self._store
 
+    def figures(self) -> Mapping[str, float]:
+        """How many threads there are."""
+        return {"threads": self._saver.thread_count()}
+
+    def _probe(self) -> Probe:
+        return Probe(server=_SERVER, read_seconds=0.0, write_seconds=0.0)
+
 
 class MemoryBackend(_Memory):
     """Memory for synchronous code."""
 
     def ping(self) -> ServerInfo:
         """Memory answers."""
-        return ServerInfo("memory", "")
+        return _SERVER
+
+    def probe(self, timeout: float) -> Probe:
+        """Memory is never slow."""
+        return self._probe()
 
     def close(self, timeout: float) -> None:
         """Forget everything."""
@@ -66,7 +80,11 @@ class AsyncMemoryBackend(_Memory):
 
     async def ping(self) -> ServerInfo:
         """Memory answers."""
-        return ServerInfo("memory", "")
+        return _SERVER
+
+    async def probe(self, timeout: float) -> Probe:  # noqa: ASYNC109 - the contract's name
+        """Memory is never slow."""
+        return self._probe()
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - the contract's name
         """Forget everything."""

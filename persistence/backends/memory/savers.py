@@ -28,6 +28,7 @@ from persistence.delta import Ancestor, delta_history
 from persistence.errors import ClosedError, ConflictError
 from persistence.lineage import Needs, Node, Place, Plan, prune_needs, prune_plan, runs_needs, runs_plan
 from persistence.metadata import clean_filter, comparable, matches, run_text
+from persistence.metrics import OPERATIONS, measured
 from persistence.rules import Typed
 
 
@@ -71,6 +72,7 @@ class _Memory:
         self.lock.release()
 
 
+@measured(*OPERATIONS)
 class MemorySaver(InMemorySaver):
     """Checkpoints in this process's memory, serialised like everywhere else."""
 
@@ -99,6 +101,11 @@ class MemorySaver(InMemorySaver):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def thread_count(self) -> int:
+        """How many threads have checkpoints or writes."""
+        with self._memory as threads:
+            return len(threads)
 
     def close(self) -> None:
         """Forget everything; every later call raises ``ClosedError``."""

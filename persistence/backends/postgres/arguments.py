@@ -22,6 +22,7 @@ from persistence.backends.postgres.put import put as steps_of_put
 from persistence.backends.postgres.steps import Listing, Rows, Steps
 from persistence.errors import ClosedError
 from persistence.metadata import clean_filter
+from persistence.metrics import Meter
 
 Statement = tuple[str, Mapping[str, Any]]
 
@@ -39,6 +40,7 @@ class PostgresArguments(BaseCheckpointSaver[str]):
 
     _life: Life
     _where: str
+    meter: Meter | None = None
 
     def _check_open(self) -> None:
         if self._life.closed:
@@ -53,7 +55,7 @@ class PostgresArguments(BaseCheckpointSaver[str]):
     ) -> tuple[RunnableConfig, Steps[None]]:
         self._check_open()
         put = rules.put_of(config, checkpoint, metadata, new_versions)
-        return put.config, steps_of_put(put, self.serde, self._life.known)
+        return put.config, steps_of_put(put, self.serde, self._life.known, self.meter)
 
     def _put_writes(
         self, config: RunnableConfig, writes: Iterable[tuple[str, Any]], task_id: str, task_path: str
@@ -61,6 +63,8 @@ class PostgresArguments(BaseCheckpointSaver[str]):
         self._check_open()
         key = rules.key_of(config, exact=True)
         task, path, rows = rules.writes_of(key, writes, task_id, task_path, self.serde)
+        if self.meter is not None:
+            self.meter.size("writes", sum(len(row.blob) for row in rows))
         return steps.put_writes(key, task, path, rows) if rows else None
 
     def _get(self, config: RunnableConfig) -> Statement:
@@ -81,6 +85,8 @@ class PostgresArguments(BaseCheckpointSaver[str]):
         """What ``get_tuple`` returns."""
         if not rows:
             return None
+        if self.meter is not None:
+            self.meter.size("loaded", steps.size(rows[0]))
         steps.note(rows[0], self._life.known)
         return steps.load(rows[0], self.serde)
 

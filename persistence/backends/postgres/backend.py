@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.store.base import BaseStore
 
 from persistence.backends.postgres.connection import AsyncPool, Pool, server_info, translated
+from persistence.backends.postgres.probe import aprobe, probe
 from persistence.backends.postgres.savers import AsyncPostgresSaver, PostgresSaver
 from persistence.backends.postgres.store import AsyncPostgresStore, PostgresStore
-from persistence.contract import ServerInfo
+from persistence.contract import Probe, ServerInfo
 from persistence.serializer import make_serializer
 from persistence.settings import Settings
+
+# What of the pool's own statistics is told, and by which name.
+_FIGURES = {
+    "pool_max": "pool_max",
+    "pool_size": "pool_size",
+    "pool_available": "pool_available",
+    "pool_waiting": "requests_waiting",
+    "pool_requests": "requests_num",
+    "pool_requests_queued": "requests_queued",
+    "pool_wait_ms": "requests_wait_ms",
+    "pool_errors": "requests_errors",
+    "pool_connections_lost": "connections_lost",
+}
 
 
 class PostgresBackend:
@@ -21,6 +36,7 @@ class PostgresBackend:
 
     def __init__(self, pool: Pool, settings: Settings) -> None:
         self.pool = pool
+        self._schema = settings.db_schema
         self._saver = PostgresSaver(pool, serde=make_serializer(settings))
         self._store: PostgresStore | None = None
         self._lock = threading.Lock()
@@ -43,6 +59,14 @@ class PostgresBackend:
             conn.execute("")
             return server_info(conn)
 
+    def probe(self, timeout: float) -> Probe:
+        """By a connection of the pool."""
+        return probe(self.pool, self._schema, timeout)
+
+    def figures(self) -> Mapping[str, float]:
+        """The pool's."""
+        return _figures(self.pool)
+
     def close(self, timeout: float) -> None:
         """Close the pool; a connection in use is closed when its user gives it back."""
         self._saver.close()
@@ -56,6 +80,7 @@ class AsyncPostgresBackend:
 
     def __init__(self, pool: AsyncPool, settings: Settings) -> None:
         self.pool = pool
+        self._schema = settings.db_schema
         self._saver = AsyncPostgresSaver(pool, serde=make_serializer(settings))
         self._store: AsyncPostgresStore | None = None
 
@@ -77,9 +102,22 @@ class AsyncPostgresBackend:
                 await conn.execute("")
                 return server_info(conn)
 
+    async def probe(self, timeout: float) -> Probe:  # noqa: ASYNC109 - the contract's name
+        """As :meth:`PostgresBackend.probe`."""
+        return await aprobe(self.pool, self._schema, timeout)
+
+    def figures(self) -> Mapping[str, float]:
+        """As :meth:`PostgresBackend.figures`."""
+        return _figures(self.pool)
+
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - the contract's name
         """As :meth:`PostgresBackend.close`."""
         await self._saver.aclose()
         if self._store is not None:
             await self._store.stop_ttl_sweeper(timeout)
         await self.pool.close(timeout)
+
+
+def _figures(pool: Pool | AsyncPool) -> dict[str, float]:
+    found = pool.get_stats()
+    return {name: found.get(key, 0) for name, key in _FIGURES.items()}

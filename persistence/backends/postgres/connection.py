@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
+from persistence.backends.postgres.deadline import DEADLINE
 from persistence.backends.postgres.qualify import (
     AsyncSchemaCursor,
     SchemaCursor,
@@ -231,6 +232,8 @@ def _configure(conn: PoolConnection | AsyncPoolConnection, settings: Settings) -
 
 def _needs_answer(conn: PoolConnection | AsyncPoolConnection) -> bool:
     """Whether only a round trip can tell if the connection works; notes that it is handed out."""
+    if (deadline := DEADLINE.get()) is not None:
+        deadline.watch(conn)
     now = monotonic()
     idle, conn.checked_out = now - conn.checked_out, now
     # An idle connection has nothing to read, unless the server closed it or left a notice.

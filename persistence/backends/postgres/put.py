@@ -18,6 +18,7 @@ from persistence.backends.postgres.known import Fact, KnownRows, Row, Where
 from persistence.backends.postgres.steps import Rows, Steps
 from persistence.backends.postgres.values import EMPTY, NO_VALUE, is_inline, marker
 from persistence.metadata import json_text
+from persistence.metrics import Meter
 from persistence.rules import Typed
 
 _UNLESS_STORED = "needed"
@@ -38,13 +39,18 @@ class _Values:
     """Where nothing is stored for the version: channel, version, and one of JSON or type and blob."""
 
 
-def put(put: rules.Put, serde: SerializerProtocol, known: KnownRows) -> Steps[None]:
+def put(
+    put: rules.Put, serde: SerializerProtocol, known: KnownRows, meter: Meter | None = None
+) -> Steps[None]:
     """Store a checkpoint; serialises its values now, before the first statement is asked for.
 
     But a value that is stored for its version is neither looked at nor serialised.
     """
     parent = known.get((put.thread, put.ns, put.parent)) if put.kept and put.parent else None
     values = _split_values(put, serde, parent)
+    if meter is not None:
+        blobs = [blob for *_, blob in (*values.own, *values.kept) if blob is not None]
+        meter.size("checkpoint", sum(map(len, blobs)))
 
     def run() -> Steps[None]:
         key = (put.thread, put.ns, put.id)

@@ -26,6 +26,7 @@ from persistence.backends.postgres.arguments import Life, PostgresArguments, Sta
 from persistence.backends.postgres.connection import AsyncPool, Pool, translated
 from persistence.backends.postgres.steps import Listing, Rows, Steps
 from persistence.errors import WrongLoopError
+from persistence.metrics import ASYNC_OPERATIONS, OPERATIONS, measured
 
 T = TypeVar("T")
 
@@ -35,6 +36,9 @@ _EXPECTED = errors.InvalidTextRepresentation
 _CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
 
 
+@measured(
+    *OPERATIONS, "aput", "aput_writes", "alist", "aprune", "adelete_for_runs", "aget_delta_channel_history"
+)
 class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
     """The synchronous saver; its ``a*`` methods run in worker threads."""
 
@@ -222,6 +226,7 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
                 yield steps.load(row, self.serde)
 
 
+@measured(*OPERATIONS, *ASYNC_OPERATIONS)
 class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     """The asynchronous saver; its synchronous methods work from other threads.
 

@@ -159,7 +159,12 @@ def load(row: Sequence[Any], serde: SerializerProtocol) -> CheckpointTuple:
 
 def is_large(row: Sequence[Any]) -> bool:
     """Whether :func:`load` takes so long that an event loop should not do it."""
-    return len(row[7] or b"") + len(row[9] or b"") >= LARGE
+    return size(row) >= LARGE
+
+
+def size(row: Sequence[Any]) -> int:
+    """Bytes of the values and writes of a row."""
+    return len(row[7] or b"") + len(row[9] or b"")
 
 
 def delete_threads(threads: Sequence[str]) -> Steps[None]:

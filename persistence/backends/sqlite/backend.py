@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -12,7 +13,7 @@ from langgraph.store.base import BaseStore
 from persistence.backends.sqlite.connection import SqliteDatabase
 from persistence.backends.sqlite.savers import AsyncSqliteSaver, SqliteSaver
 from persistence.backends.sqlite.store import SqliteStore
-from persistence.contract import ServerInfo
+from persistence.contract import Probe, ServerInfo
 from persistence.serializer import make_serializer
 from persistence.settings import Settings
 
@@ -20,10 +21,16 @@ from persistence.settings import Settings
 class _Sqlite:
     """What both colours share."""
 
-    def __init__(self, database: SqliteDatabase, settings: Settings) -> None:
+    def __init__(self, database: SqliteDatabase, saver: SqliteSaver | AsyncSqliteSaver) -> None:
         self._database = database
+        self._saver = saver
         self._store: SqliteStore | None = None
         self._lock = threading.Lock()
+
+    @property
+    def checkpointer(self) -> BaseCheckpointSaver[Any]:
+        """The saver."""
+        return self._saver
 
     def store(self) -> BaseStore:
         """The store, on a connection that the first operation makes."""
@@ -31,6 +38,13 @@ class _Sqlite:
             if self._store is None:
                 self._store = SqliteStore(self._database)
             return self._store
+
+    def figures(self) -> Mapping[str, float]:
+        """The writer's."""
+        return self._saver.figures()
+
+    def _probe(self, timeout: float) -> Probe:
+        return self._saver.probe(timeout)
 
     def _ping(self) -> ServerInfo:
         conn = self._database.connect(readonly=True)
@@ -47,17 +61,15 @@ class SqliteBackend(_Sqlite):
     """A SQLite database for synchronous code."""
 
     def __init__(self, database: SqliteDatabase, settings: Settings) -> None:
-        super().__init__(database, settings)
-        self._saver = SqliteSaver(database, serde=make_serializer(settings))
-
-    @property
-    def checkpointer(self) -> BaseCheckpointSaver[Any]:
-        """The saver."""
-        return self._saver
+        super().__init__(database, SqliteSaver(database, serde=make_serializer(settings)))
 
     def ping(self) -> ServerInfo:
         """Read the file's header."""
         return self._ping()
+
+    def probe(self, timeout: float) -> Probe:
+        """By the saver's writer and readers."""
+        return self._probe(timeout)
 
     def close(self, timeout: float) -> None:
         """Wait for what the writer has taken, then close every connection."""
@@ -69,17 +81,15 @@ class AsyncSqliteBackend(_Sqlite):
     """A SQLite database for an event loop."""
 
     def __init__(self, database: SqliteDatabase, settings: Settings) -> None:
-        super().__init__(database, settings)
-        self._saver = AsyncSqliteSaver(database, serde=make_serializer(settings))
-
-    @property
-    def checkpointer(self) -> BaseCheckpointSaver[Any]:
-        """The saver."""
-        return self._saver
+        super().__init__(database, AsyncSqliteSaver(database, serde=make_serializer(settings)))
 
     async def ping(self) -> ServerInfo:
         """As :meth:`SqliteBackend.ping`."""
         return await asyncio.to_thread(self._ping)
+
+    async def probe(self, timeout: float) -> Probe:  # noqa: ASYNC109 - the contract's name
+        """As :meth:`SqliteBackend.probe`."""
+        return await asyncio.to_thread(self._probe, timeout)
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - the contract's name
         """As :meth:`SqliteBackend.close`."""

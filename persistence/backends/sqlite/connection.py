@@ -38,12 +38,34 @@ class SqliteDatabase:
         self._memory = f"/persistence-{uuid.uuid4().hex}"
         self._anchor: sqlite3.Connection | None = None
         self._users = 0
+        self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock()
 
     def hold(self) -> None:
         """Keep a database in memory alive until :meth:`close`; as often as it is held."""
         with self._lock:
             self._users += 1
+        if self.path is not None:
+            self._identity = _identity(self.path)
+
+    def check_in_place(self) -> None:
+        """Raise ``ConnectError`` where the file was removed or replaced since :meth:`hold`.
+
+        SQLite goes on writing into a file that has no name any more, and all of that is lost.
+        """
+        if self.path is not None and _identity(self.path) != self._identity:
+            raise ConnectError(
+                f"the file was removed or replaced while it was open: {self.name}",
+                hint="restart the application; what it wrote since then is lost",
+                transient=False,
+            )
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the file and of the files beside it."""
+        if self.path is None:
+            return {}
+        files = {"database": self.path, "log": Path(f"{self.path}-wal")}
+        return {name: file.stat().st_size for name, file in files.items() if file.exists()}
 
     def connect(self, readonly: bool = False) -> sqlite3.Connection:
         """A new connection; the caller closes it.
@@ -223,6 +245,14 @@ def translate(error: BaseException, where: str) -> PersistenceError | None:
         if text.startswith("attempt to write a readonly database"):
             return ConnectError(f"{where} can only be read", transient=False)
     return None
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _uri(path: Path, mode: str) -> str:

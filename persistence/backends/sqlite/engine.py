@@ -52,10 +52,11 @@ class _Job(Generic[T]):
     def settle(self) -> None:
         self._done.release()
 
-    def wait(self) -> T:
+    def wait(self, timeout: float = -1) -> T:
         try:
-            self._done.acquire()
-        except BaseException:  # an interrupt: what did not begin shall not happen
+            if not self._done.acquire(timeout=timeout):
+                raise TimeoutError
+        except BaseException:  # an interrupt, too: what did not begin shall not happen
             self.cancelled = True
             raise
         return self.outcome()
@@ -136,6 +137,8 @@ class Engine:
         self._conn: sqlite3.Connection | None = None
         # Who wrote last finds its rows in that connection's cache; the others' have to look them up.
         self._last: int | None = None
+        self._commits = 0
+        self._committed = 0
         self._drained = threading.Event()
         self._writer = threading.Thread(target=self._write, name="persistence-sqlite-writer", daemon=True)
         self._writer.start()
@@ -156,6 +159,30 @@ class Engine:
             result = self._alone(work, atomic)
             self._last = threading.get_ident()
         return result
+
+    def write_within(self, work: Work[T], timeout: float) -> T:
+        """As :meth:`write`, but raise ``TimeoutError`` where it takes longer."""
+        job = _Job(work)
+        self._enqueue(job)
+        return job.wait(timeout)
+
+    def read_within(self, work: Work[T], timeout: float) -> T:
+        """As :meth:`read`, but raise ``TimeoutError`` where it takes longer."""
+        if self._readers is None:
+            return self.write_within(work, timeout)
+        job = _Job(work)
+        with self._accepting:
+            self.check_open()
+            self._readers.submit(job)
+        return job.wait(timeout)
+
+    def figures(self) -> dict[str, float]:
+        """How busy the writer is, and how many writes shared a commit so far."""
+        return {
+            "queue_length": len(self._jobs),
+            "commits": self._commits,
+            "committed_operations": self._committed,
+        }
 
     async def awrite(self, work: Work[T]) -> T:
         """As :meth:`write`, in another thread."""
@@ -258,6 +285,7 @@ class Engine:
                 batch[0].error = self._ours(error)
                 return
         else:
+            self._count(len(batch))
             return
         for job in batch:
             try:
@@ -283,8 +311,13 @@ class Engine:
                     raise
                 raise ours from error
         else:
+            self._count(1)
             return result
         return self._alone(work)
+
+    def _count(self, operations: int) -> None:
+        self._commits += 1
+        self._committed += operations
 
     def _undo(self) -> None:
         self.recent.clear()
@@ -336,11 +369,11 @@ class _Readers:
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
         self._slots = [_Slot() for _ in range(_READERS)]
-        self._jobs: queue.SimpleQueue[_LoopJob[Any] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job[Any] | _LoopJob[Any] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closed = False
 
-    def submit(self, job: _LoopJob[Any]) -> None:
+    def submit(self, job: _Job[Any] | _LoopJob[Any]) -> None:
         self._jobs.put(job)
         if not self._threads:
             for number in range(_READERS):
@@ -374,7 +407,7 @@ class _Readers:
             self._answer(job)
             del job  # with its result, which may be large
 
-    def _answer(self, job: _LoopJob[Any]) -> None:
+    def _answer(self, job: _Job[Any] | _LoopJob[Any]) -> None:
         if job.cancelled:
             return
         try:

@@ -10,6 +10,7 @@ from persistence import rules
 from persistence.backends.sqlite import sql
 from persistence.backends.sqlite.codec import Codec
 from persistence.backends.sqlite.recent import LARGEST_ROW, Known, Recent
+from persistence.metrics import Meter
 
 
 class PutWork:
@@ -19,10 +20,11 @@ class PutWork:
     parent is a row that was written a moment ago; else the parent is read.
     """
 
-    __slots__ = ("_codec", "_given", "_known", "_put", "_recent", "_row", "_unread", "_values")
+    __slots__ = ("_codec", "_given", "_known", "_meter", "_put", "_recent", "_row", "_unread", "_values")
 
-    def __init__(self, put: rules.Put, codec: Codec, recent: Recent) -> None:
+    def __init__(self, put: rules.Put, codec: Codec, recent: Recent, meter: Meter | None) -> None:
         self._put = put
+        self._meter = meter
         self._codec = codec
         self._recent = recent
         self._known = recent.get(put.thread, put.ns, put.parent) if put.kept and codec.in_bytes else None
@@ -50,6 +52,8 @@ class PutWork:
             values = self._given | {c: self._codec.given(value) for c, value in unread.items()} | stored
             row = self._codec.seal(put, values)
         sql.put(conn, put, row)
+        if self._meter is not None:
+            self._meter.size("checkpoint", len(row[1]))
         if self._codec.in_bytes:
             self._recent.add(put.thread, put.ns, Known(put.id, put.versions, values, len(row[1])))
 

@@ -26,10 +26,13 @@ from persistence.backends.sqlite import sql
 from persistence.backends.sqlite.codec import Codec, codec_for, load_metadata
 from persistence.backends.sqlite.connection import SqliteDatabase
 from persistence.backends.sqlite.engine import Engine, T, snapshot
+from persistence.backends.sqlite.probe import probe
 from persistence.backends.sqlite.put import PutWork
+from persistence.contract import Probe
 from persistence.delta import Ancestor, delta_history
 from persistence.errors import WrongLoopError
 from persistence.metadata import clean_filter
+from persistence.metrics import ASYNC_OPERATIONS, OPERATIONS, Meter, measured
 
 _CLOSE_TIMEOUT = 5.0
 
@@ -37,14 +40,25 @@ Work = Callable[[sqlite3.Connection], T]
 Sends = list[sql.WriteRow]
 
 
+@measured(*OPERATIONS, *ASYNC_OPERATIONS)
 class _SqliteSaver(BaseCheckpointSaver[str]):
     """All of a saver; the two public classes add LangGraph's own as a base."""
+
+    meter: Meter | None
 
     def __init__(self, database: SqliteDatabase, *, serde: SerializerProtocol | None = None) -> None:
         BaseCheckpointSaver.__init__(self, serde=serde)
         self._database = database
         self._engine = Engine(database)
         self._latest_codec = self.serde, codec_for(self.serde)
+
+    def probe(self, timeout: float) -> Probe:
+        """One look at the database, as the health check needs it."""
+        return probe(self._database, self._engine, timeout)
+
+    def figures(self) -> dict[str, float]:
+        """How busy the writer is."""
+        return self._engine.figures()
 
     def close(self, timeout: float = _CLOSE_TIMEOUT) -> None:
         """Finish what was accepted; every later call raises ``ClosedError``."""
@@ -206,7 +220,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
     ) -> tuple[RunnableConfig, Work[None]]:
         self._engine.check_open()
         put = rules.put_of(config, checkpoint, metadata, new_versions)
-        return put.config, PutWork(put, self._codec, self._engine.recent)
+        return put.config, PutWork(put, self._codec, self._engine.recent, self.meter)
 
     def _put_writes(
         self, config: RunnableConfig, writes: Iterable[tuple[str, Any]], task_id: str, task_path: str
@@ -214,6 +228,8 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         self._engine.check_open()
         key = rules.key_of(config, exact=True)
         task, path, rows = rules.writes_of(key, writes, task_id, task_path, self.serde)
+        if self.meter is not None:
+            self.meter.size("writes", sum(len(row.blob) for row in rows))
         return lambda conn: sql.put_writes(conn, key, task, path, rows), sql.is_one_statement(rows)
 
     def _get(self, config: RunnableConfig) -> Work[CheckpointTuple | None]:
@@ -304,6 +320,8 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         return self._tuple(row, checkpoint)
 
     def _checkpoint(self, row: sql.Row) -> dict[str, Any]:
+        if self.meter is not None:
+            self.meter.size("loaded", len(row.checkpoint[1]) + sum(len(blob) for *_, blob in row.writes))
         return dict(self.serde.loads_typed(row.checkpoint))
 
     def _tuple(self, row: sql.Row, checkpoint: dict[str, Any]) -> CheckpointTuple:
