@@ -238,7 +238,12 @@ def _timed_iterator(method: Callable[..., Any], operation: str) -> Callable[...,
 
     @wraps(method)
     def timed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        found = method(self, *args, **kwargs)
+        try:
+            found = method(self, *args, **kwargs)
+        except Exception as error:
+            if self.meter is not None:
+                self.meter.operation(operation, 0.0, error)
+            raise
         return found if self.meter is None else timed_items(found, self.meter)
 
     return timed

@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 from psycopg import errors
+from psycopg_pool import PoolTimeout
 
 from persistence.backends.postgres.connection import (
     AsyncPool,
@@ -142,7 +143,7 @@ def _look(
 
 
 def _ours(error: psycopg.Error, where: str, deadline: Deadline) -> Exception:
-    if deadline.expired:
+    if deadline.expired and not isinstance(error, PoolTimeout):
         return ConnectError(f"no answer within {deadline.seconds:g} s: {where}")
     if isinstance(error, errors.ReadOnlySqlTransaction):
         return ConnectError(f"{where} can only be read", transient=False)
