@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +24,13 @@ CRASHES = int(os.environ.get("FAULTS_CRASHES", "2"))
 
 
 @pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """Conninfo of a server of the test's own, as durable as Postgres is by default."""
-    with embedded.serve(tmp_path_factory.mktemp("crash") / "pg") as conninfo:
+    # Not in pytest's folder: each pytest that starts closes it to other users, the server's too.
+    with (
+        tempfile.TemporaryDirectory(prefix="persistence-crash-") as name,
+        embedded.serve((Path(name) / "pg").resolve()) as conninfo,
+    ):
         yield conninfo
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,8 +94,14 @@ class OwnServer:
 
 
 @pytest.fixture(scope="module")
-def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnServer]:
-    folder = (tmp_path_factory.mktemp("own") / "pg").resolve()
+def own_server() -> Iterator[OwnServer]:
+    # Not in pytest's folder: each pytest that starts closes it to other users, the server's too.
+    with tempfile.TemporaryDirectory(prefix="persistence-own-") as name:
+        folder = (Path(name) / "pg").resolve()
+        yield from _serving(folder)
+
+
+def _serving(folder: Path) -> Iterator[OwnServer]:
     with embedded.serve(folder) as conninfo:
         with psycopg.connect(conninfo, autocommit=True) as conn:
             conn.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'".encode())
