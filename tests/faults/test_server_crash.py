@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import tempfile
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -100,6 +100,13 @@ async def test_a_server_that_stops_and_comes_back(colour: str, own_server: OwnSe
         assert (await until_ready(check)).write_ms is not None
 
 
+def kill_others(conn: psycopg.Connection[Any]) -> None:
+    """End all other connections to the database: new ones have its new settings."""
+    kill = b"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+    conn.execute(kill + b" AND datname = current_database()")
+    time.sleep(0.1)  # the servers' goodbye is on its way
+
+
 @contextmanager
 def hanging(server: OwnServer) -> Iterator[None]:
     """All processes of the server stand still: connections stay open, and nobody answers."""
@@ -160,14 +167,30 @@ async def test_a_server_that_may_only_be_read(colour: str, postgres_dsn: str) ->
         with psycopg.connect(postgres_dsn, autocommit=True) as conn:
             (name,) = conn.execute("SELECT quote_ident(current_database())").fetchone() or ("",)
             conn.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
-            kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-            conn.execute(f"{kill} AND datname = current_database()".encode())
+            kill_others(conn)
         found = await in_time(check)
         assert found.connected
         assert found.read_ms is not None
         assert found.write_ms is None
         assert found.problem is not None
         assert "can only be read" in found.problem.message
+
+
+async def test_a_server_without_room_for_a_file(colour: str, postgres_dsn: str) -> None:
+    """As on a full disk: the row of the canary is written again in its place, and new rows have none."""
+    async with opened(colour, postgres_dsn + "&pool_max=1") as (_, check):
+        assert (await in_time(check)).ready
+        with psycopg.connect(postgres_dsn, autocommit=True) as conn:
+            (name,) = conn.execute("SELECT quote_ident(current_database())").fetchone() or ("",)
+            conn.execute(f"ALTER DATABASE {name} SET temp_file_limit = 0".encode())
+            kill_others(conn)
+            found = await in_time(check)
+            assert found.problem is not None
+            assert "temporary file" in found.problem.message
+            assert found.write_ms is not None
+            conn.execute(f"ALTER DATABASE {name} RESET temp_file_limit".encode())
+            kill_others(conn)
+        assert (await in_time(check)).ready
 
 
 async def test_a_sqlite_file_that_another_process_is_writing(colour: str, tmp_path: Path) -> None:

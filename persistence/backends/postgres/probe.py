@@ -38,6 +38,14 @@ _SIZES = (
     "WHERE to_regclass(t.qualified) IS NOT NULL"
 )
 
+# A row that is written again fits into the room that it has, also on a full disk. What is sorted or listed
+# beyond work_mem goes to a new file, on the same disk by default, and needs no right and leaves nothing.
+_ROOM = (
+    "BEGIN READ ONLY",
+    "SET LOCAL work_mem = '64kB'",
+    "SELECT count(*)::text FROM generate_series(1, 10000)",
+)
+
 _Look = Generator[tuple[str, Mapping[str, Any]], list[tuple[Any, ...]], Probe]
 
 
@@ -87,7 +95,7 @@ def _run(look: _Look, conn: PoolConnection) -> Probe:
         while True:
             statement = proceed()
             try:
-                proceed = partial(look.send, conn.wait(conn.wire.run(*statement)))
+                proceed = partial(look.send, conn.wait(conn.wire.run(*statement, prepare=False)))
             except psycopg.Error as error:
                 proceed = partial(look.throw, error)
     except StopIteration as end:
@@ -100,7 +108,7 @@ async def _arun(look: _Look, conn: AsyncPoolConnection) -> Probe:
         while True:
             statement = proceed()
             try:
-                proceed = partial(look.send, await conn.wait(conn.wire.run(*statement)))
+                proceed = partial(look.send, await conn.wait(conn.wire.run(*statement, prepare=False)))
             except psycopg.Error as error:
                 proceed = partial(look.throw, error)
     except StopIteration as end:
@@ -127,6 +135,9 @@ def _look(
             read_seconds = time.perf_counter() - begin
         prefix = f"{quote_identifier(schema)}." if schema else ""
         names = list(_TABLES)
+        for statement in _ROOM:
+            yield statement, {}
+        yield "ROLLBACK", {}
         found = yield _SIZES, {"names": names, "qualified": [prefix + name for name in names]}
         sizes = {name: int(size) for name, size in found}
     except psycopg.Error as error:
