@@ -270,6 +270,19 @@ async def test_tables_that_are_lost_are_noticed_at_once(colour: str, postgres_ds
         assert found.problem.code == "schema"
 
 
+async def test_drift_is_noticed(colour: str, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The savers can go on without an index, so the canary sees nothing."""
+    async with opened(colour, postgres_dsn) as (_, check):
+        assert (await in_time(check)).ready
+        with psycopg.connect(postgres_dsn, autocommit=True) as conn:
+            conn.execute("DROP INDEX checkpoints_thread_id_idx")
+        assert (await in_time(check)).ready  # known for a while
+        monkeypatch.setattr("persistence.health._SCHEMA_KNOWN_FOR", 0.0)
+        found = await in_time(check)
+        assert found.migrated is False
+        assert "checkpoints_thread_id_idx" in str(found.differences)
+
+
 async def test_a_pool_without_a_free_connection(postgres_dsn: str) -> None:
     async with opened("async", postgres_dsn + "&pool_max=1") as (db, check):
         async with db._backend.pool.connection():
