@@ -91,7 +91,7 @@ class Meter:
     def __init__(self, backend: str) -> None:
         self._backend = backend
         self._labels: dict[tuple[str, str], Labels] = {}
-        with _lock:
+        with _recorders_lock:
             _enable_open_telemetry()
 
     def operation(self, name: str, seconds: float, error: BaseException | None = None) -> None:
@@ -110,19 +110,23 @@ class Meter:
 
 
 _recorders: list[_Recorder] = []
-_lock = threading.Lock()
+_recorders_lock = threading.Lock()
 _observed: WeakSet[Any] = WeakSet()
+_observed_lock = threading.Lock()
 
 
 def observe(handle: Observed) -> None:
     """Show the handle's gauges as long as it lives."""
-    _observed.add(handle)
+    with _observed_lock:
+        _observed.add(handle)
 
 
 def gauges() -> dict[str, dict[str, float]]:
     """The gauges of all open databases by name and backend, added up where a backend is open twice."""
     found: dict[str, dict[str, float]] = {}
-    for handle in list(_observed):
+    with _observed_lock:
+        handles = list(_observed)
+    for handle in handles:
         for name, value in handle.gauges().items():
             of_name = found.setdefault(name, {})
             of_name[handle.backend] = of_name.get(handle.backend, 0) + value
@@ -352,7 +356,7 @@ def enable_prometheus() -> None:
     Raises:
         MissingDriverError: ``prometheus-client`` is not installed.
     """
-    with _lock:
+    with _recorders_lock:
         _enable_prometheus()
 
 

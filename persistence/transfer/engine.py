@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from persistence import metrics
 from persistence.errors import ConflictError, TransferError
 from persistence.transfer.digest import Digester, Fingerprint, ThreadDigest, digests, line
 from persistence.transfer.ledger import Ledger, LedgerEntry, Run
@@ -64,13 +65,25 @@ class Clock:
 
 
 class Meter:
-    """Counts what passes, and tells the progress."""
+    """Counts what passes, and tells the progress; the metrics show it too."""
+
+    backend = "transfer"
 
     def __init__(self, clock: Clock, phase: Phase, expected: int) -> None:
         self.totals = Totals()
         self._tell = clock.progress
         self._phase = phase
         self._expected = expected
+        metrics.observe(self)
+
+    def gauges(self) -> dict[str, float]:
+        """How far this phase has come."""
+        name = f"transfer_{self._phase}"
+        return {
+            f"{name}_checkpoints": self.totals.checkpoints,
+            f"{name}_checkpoints_expected": self._expected,
+            f"{name}_bytes": self.totals.bytes,
+        }
 
     def see(self, record: Record) -> None:
         """Count one record."""

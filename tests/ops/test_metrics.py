@@ -13,7 +13,7 @@ from langgraph.checkpoint.base import empty_checkpoint
 from prometheus_client.parser import text_string_to_metric_families
 
 import persistence
-from persistence import metrics
+from persistence import metrics, transfer
 from persistence.errors import InvalidInputError
 from tests.ops.conftest import counter, thread
 
@@ -185,3 +185,14 @@ def test_no_label_holds_data_of_users(dsn: str) -> None:
         graph.invoke({"n": 1}, thread("thread-of-alice"))
         db.health()
         assert b"alice" not in metrics.exposition()[1]
+
+
+def test_the_progress_of_a_transfer(tmp_path: Path) -> None:
+    source = f"sqlite:///{tmp_path}/x.db"
+    with persistence.open(source) as db:
+        graph = counter().compile(checkpointer=db.checkpointer)
+        graph.invoke({"n": 1}, thread())
+    seen: list[Samples] = []
+    transfer.export(source, tmp_path / "archive", progress=lambda *_: seen.append(samples()))
+    key = ("persistence_transfer_read_checkpoints", (("backend", "transfer"),))
+    assert seen[-1][key] == 3
