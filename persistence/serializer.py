@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from langgraph.checkpoint.serde.base import CipherProtocol, SerializerProtocol
@@ -29,7 +30,9 @@ def make_serializer(settings: Settings) -> SerializerProtocol:
     )
     allowed = [tuple(name.split(":")) for name in settings.allowed_msgpack]
     inner = plain.with_msgpack_allowlist([*_OWN_TYPES, *allowed])
-    return inner if key is None else EncryptedSerializer(AesCipher(key), inner)
+    if key is None:
+        return inner
+    return EncryptedSerializer(AesCipher(key, settings.resolve_encryption_old_keys()), inner)
 
 
 class CheckedSerializer(JsonPlusSerializer):
@@ -69,9 +72,12 @@ class CheckedSerializer(JsonPlusSerializer):
 
 
 class AesCipher(CipherProtocol):
-    """LangGraph's AES cipher (EAX: it also detects changed values), with errors that say what to do."""
+    """LangGraph's AES cipher (EAX: it also detects changed values), with errors that say what to do.
 
-    def __init__(self, key: bytes) -> None:
+    A stored value does not say which key it is under. EAX knows whether a key is right, so they are tried.
+    """
+
+    def __init__(self, key: bytes, old_keys: Sequence[bytes] = ()) -> None:
         try:
             importlib.import_module("Crypto.Cipher.AES")
         except ModuleNotFoundError as error:
@@ -85,7 +91,9 @@ class AesCipher(CipherProtocol):
                 "an encryption key is set, and pycryptodome is not installed",
                 hint='pip install "langgraph-persistence[encryption]"',
             )
-        self._cipher = EncryptedSerializer.from_pycryptodome_aes(key=key).cipher
+        self._cipher, *self._old = [
+            EncryptedSerializer.from_pycryptodome_aes(key=each).cipher for each in (key, *old_keys)
+        ]
 
     def encrypt(self, plaintext: bytes) -> tuple[str, bytes]:
         """The cipher's name and the encrypted value."""
@@ -99,13 +107,15 @@ class AesCipher(CipherProtocol):
         """
         if ciphername != "aes":
             raise EncryptionError(f"a stored value is encrypted with {ciphername!r}; only 'aes' is known")
-        try:
-            return _Decrypted(self._cipher.decrypt(ciphername, ciphertext))
-        except ValueError as error:
-            raise EncryptionError(
-                f"a stored value cannot be decrypted: {error}",
-                hint=f"it was stored under another {variable_name('encryption_key')}, or was damaged",
-            ) from None
+        for cipher in (self._cipher, *self._old):
+            try:
+                return _Decrypted(cipher.decrypt(ciphername, ciphertext))
+            except ValueError as error:
+                reason = error
+        raise EncryptionError(
+            f"a stored value cannot be decrypted: {reason}",
+            hint=f"it was stored under another {variable_name('encryption_key')}, or was damaged",
+        )
 
 
 class _Decrypted(bytes):

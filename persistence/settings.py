@@ -53,7 +53,7 @@ DSN_OPTION_FIELDS: Mapping[str, str] = {
 }
 """The DSN's options, and the settings that they override."""
 
-_SECRETS = frozenset({"dsn", "encryption_key"})
+_SECRETS = frozenset({"dsn", "encryption_key", "encryption_old_keys"})
 _NEVER_EMPTY = ("dsn", "dsn_file", "encryption_key", "encryption_key_file")
 """Empty, these would mean memory in place of a database, or plaintext in place of encryption."""
 
@@ -172,6 +172,17 @@ class Settings(BaseSettings):
         examples=["/run/secrets/persistence_key"],
         description="A file that holds the key. Instead of `PERSISTENCE_ENCRYPTION_KEY`.",
     )
+    encryption_old_keys: SecretStr | None = Field(
+        None,
+        examples=["base64:<the key until now>"],
+        description="Keys that values may still be stored under, separated by commas. They only read, see "
+        "[Security](security.md).",
+    )
+    encryption_old_keys_file: Path | None = Field(
+        None,
+        examples=["/run/secrets/persistence_old_keys"],
+        description="A file that holds old keys. Instead of `PERSISTENCE_ENCRYPTION_OLD_KEYS`.",
+    )
     allow_plaintext: bool = Field(
         False, description="Read values that were stored without encryption although a key is set."
     )
@@ -183,6 +194,7 @@ class Settings(BaseSettings):
     file_pairs: ClassVar[tuple[tuple[str, str], ...]] = (
         ("dsn", "dsn_file"),
         ("encryption_key", "encryption_key_file"),
+        ("encryption_old_keys", "encryption_old_keys_file"),
     )
 
     def __init__(self, **values: Any) -> None:
@@ -267,6 +279,13 @@ class Settings(BaseSettings):
                 )
         if self.encryption_key is not None:
             _parse_key(self.encryption_key.get_secret_value(), variable_name("encryption_key"))
+        if self.encryption_old_keys is not None:
+            _parse_keys(self.encryption_old_keys.get_secret_value(), variable_name("encryption_old_keys"))
+        if _is_any_set(self, "encryption_old_keys") and not _is_any_set(self, "encryption_key"):
+            raise SettingsError(
+                f"{variable_name('encryption_old_keys')} is set without {variable_name('encryption_key')}",
+                hint="an old key only reads; set the key that writes",
+            )
         return self
 
     def for_dsn(self, dsn: Dsn) -> Settings:
@@ -312,6 +331,15 @@ class Settings(BaseSettings):
         """
         text, source = self._secret("encryption_key", "encryption_key_file")
         return None if text is None else _parse_key(text, source)
+
+    def resolve_encryption_old_keys(self) -> tuple[bytes, ...]:
+        """The AES keys that values may still be stored under.
+
+        Raises:
+            SettingsError: Their file cannot be read, or one is no AES key.
+        """
+        text, source = self._secret("encryption_old_keys", "encryption_old_keys_file")
+        return () if text is None else _parse_keys(text, source)
 
     def _secret(self, field: str, file_field: str) -> tuple[str | None, str]:
         """A secret from its field or its file, and the variable that it came from."""
@@ -408,6 +436,15 @@ def _read_secret(path: Path, variable: str) -> str:
     if not text.strip():
         raise SettingsError(f"{shown} is empty")
     return text
+
+
+def _is_any_set(settings: Settings, field: str) -> bool:
+    """Whether a secret is there, or the file that holds it."""
+    return getattr(settings, field) is not None or getattr(settings, f"{field}_file") is not None
+
+
+def _parse_keys(text: str, variable: str) -> tuple[bytes, ...]:
+    return tuple(_parse_key(key.strip(), variable) for key in text.split(","))
 
 
 def _parse_key(text: str, variable: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What is there after the end of a process, and what can be read from outside: clauses W6, F6, S1, S2."""
+"""What is there after the end of a process, and what can be read from outside: clauses W6, F6, S1, S2, S5."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from persistence.testing.marks import clause
 from persistence.testing.subject import Subject, Target, at, fresh
 
 KEY = "0123456789abcdef"
+NEW_KEY = "fedcba9876543210fedcba9876543210"
+OTHER_KEY = "base64:AAAAAAAAAAAAAAAAAAAAAA=="
 SECRET = "attack-at-dawn"
 
 
@@ -85,6 +87,30 @@ def test_plaintext_is_refused_under_encryption(
     assert lenient.values("t") == values
     lenient.put("t", "2", {"y": [2]}, parent="1", versions={"x": "1.x", "y": 2}, new={"y": 2})
     assert lenient.values("t") == {**values, "y": [2]}
+
+
+@clause("S5")
+def test_old_keys_read_and_the_new_one_writes(opened: Opener) -> None:
+    old = opened(encryption_key=KEY)
+    thread = fill(old)
+    old.put("grows", "1", {"kept": [SECRET], "short": SECRET}, versions={"kept": 1, "short": 1})
+    changing = opened(encryption_key=NEW_KEY, encryption_old_keys=f"{OTHER_KEY},{KEY}")
+    assert changing.list(at(thread)) == old.list(at(thread))
+    versions, values = {"kept": 1, "short": 1, "new": 2}, {"kept": [SECRET], "short": SECRET, "new": SECRET}
+    changing.put("grows", "2", values, parent="1", versions=versions, new={"new": 2})
+    config = changing.put("later", "1", {"text": SECRET, "list": [SECRET]})
+    changing.put_writes(config, [("text", SECRET), ("list", [SECRET])])
+    again = opened(encryption_key=NEW_KEY, encryption_old_keys=KEY)
+    assert again.values("grows") == changing.values("grows") == values
+    only_new = opened(encryption_key=NEW_KEY)
+    assert only_new.list(at("later")) == again.list(at("later")) != []
+    for saver, under_another_key in (
+        (only_new, thread),
+        (old, "later"),
+        (opened(encryption_key=KEY), "grows"),
+    ):
+        with pytest.raises(EncryptionError):
+            saver.get(under_another_key)
 
 
 @clause("V5", "W1")

@@ -1,4 +1,4 @@
-"""Clauses S1 to S4: what may be read by whom."""
+"""Clauses S3 and S4: what may be read by whom."""
 
 from __future__ import annotations
 

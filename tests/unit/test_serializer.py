@@ -117,6 +117,23 @@ def test_an_encrypted_value_without_a_key_another_key_or_damaged() -> None:
         other.loads_typed(("msgpack+rot13", data))
 
 
+def test_old_keys_read_and_the_new_one_writes() -> None:
+    old, older, newest = "o" * 32, "p" * 16, "n" * 24
+    values = {key: make_serializer(settings(encryption_key=key)).dumps_typed(key) for key in (old, older)}
+    serde = make_serializer(settings(encryption_key=newest, encryption_old_keys=f"{old},{older}"))
+    for key, typed in values.items():
+        assert serde.loads_typed(typed) == key
+    written = serde.dumps_typed("new")
+    assert EncryptedSerializer.from_pycryptodome_aes(key=newest.encode()).loads_typed(written) == "new"
+    assert serde.loads_typed(written) == "new"
+    kind, data = values[old]
+    for bad in (data[:-1] + bytes([data[-1] ^ 1]), data[:20], b""):
+        with pytest.raises(EncryptionError, match="cannot be decrypted"):
+            serde.loads_typed((kind, bad))
+    with pytest.raises(EncryptionError, match="cannot be decrypted"):
+        make_serializer(settings(encryption_key=newest, encryption_old_keys=older)).loads_typed(values[old])
+
+
 @pytest.fixture
 def connection() -> Iterator[sqlite3.Connection]:
     connection = sqlite3.connect(":memory:", check_same_thread=False)

@@ -275,6 +275,34 @@ def test_encryption_keys(text: str) -> None:
     assert key == (bytes(range(32)) if text.startswith("base64:") else text.encode())
 
 
+def test_old_encryption_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"{'x' * 16},\n {KEY}\n")
+    keys = ("x" * 16).encode(), bytes(range(32))
+    text = f"{'x' * 16}, {KEY}"
+    assert Settings(encryption_key=KEY, encryption_old_keys=text).resolve_encryption_old_keys() == keys
+    assert Settings(encryption_key=KEY, encryption_old_keys_file=path).resolve_encryption_old_keys() == keys
+    assert Settings(encryption_key=KEY).resolve_encryption_old_keys() == ()
+    assert KEY not in repr(Settings(encryption_key="k" * 16, encryption_old_keys=text))
+
+
+@pytest.mark.parametrize("text", [f"{SECRET},{KEY}", f"{KEY},", "base64:?"])
+def test_old_encryption_keys_that_are_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(text)
+    for field, value in (("encryption_old_keys", text), ("encryption_old_keys_file", path)):
+        with pytest.raises(SettingsError, match=f"{variable_name(field)} is not an AES key") as caught:
+            Settings(encryption_key=KEY, **{field: value}).resolve_encryption_old_keys()
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_old_key_does_not_write() -> None:
+    """Nothing is encrypted any more, where the key was made an old one and no other took its place."""
+    for values in ({"encryption_old_keys": KEY}, {"encryption_old_keys_file": "/nowhere"}):
+        with pytest.raises(SettingsError, match="OLD_KEYS is set without PERSISTENCE_ENCRYPTION_KEY"):
+            Settings(**values)
+
+
 EXAMPLE = (Path(__file__).parents[2] / ".env.example").read_text("utf-8")
 EXAMPLE_LINES = re.findall(r"^#(PERSISTENCE_\w+=.*)$", EXAMPLE, re.MULTILINE)
 
@@ -284,7 +312,7 @@ def test_the_example_file_names_every_setting_once() -> None:
     assert names == [variable_name(field) for field in Settings.model_fields]
 
 
-@pytest.mark.parametrize("line", [line for line in EXAMPLE_LINES if "openssl" not in line])
+@pytest.mark.parametrize("line", [line for line in EXAMPLE_LINES if not re.search("openssl|OLD_KEYS", line)])
 def test_every_line_of_the_example_file_works_without_its_comment_sign(line: str) -> None:
     Path(".env").write_text(EXAMPLE.replace(f"#{line}", line))
     assert Settings().model_fields_set
