@@ -10,8 +10,13 @@ from tests.support import ROOT
 
 DOCS = ROOT / "docs"
 
-_BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w+)[^\n]*\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S)
-_NAME = re.compile(r"# ([\w./-]+\.py)\n")
+_BLOCK = re.compile(
+    r"^(?P<comment> *<!-- (?P<remark>[^\n]*) -->\n)?"
+    r"(?P<indent> *)```(?P<language>\w*)(?: title=\"(?P<title>[^\"]+)\")?[^\n]*\n"
+    r"(?P<text>.*?)^(?P=indent)```$",
+    re.M | re.S,
+)
+_NAME = re.compile(r"# ([\w./-]+\.\w+)\n")
 
 
 @dataclass(frozen=True)
@@ -22,15 +27,18 @@ class Block:
     line: int
     language: str
     text: str
+    title: str | None
+    remark: str
+    """What an HTML comment directly above it says."""
 
     def __str__(self) -> str:
         return f"{self.page.name}:{self.line}"
 
     @property
     def file_name(self) -> str | None:
-        """What the first line calls the file, ``# chat.py``."""
+        """What the title or the first line calls the file, ``# chat.py``."""
         found = _NAME.match(self.text)
-        return found[1] if found else None
+        return self.title or (found[1] if found else None)
 
 
 @dataclass
@@ -46,7 +54,14 @@ def blocks(page: Path) -> list[Block]:
     """The page's code blocks, in order."""
     text = page.read_text(encoding="utf-8")
     return [
-        Block(page, text.count("\n", 0, match.start()) + 1, match["language"], _dedent(match))
+        Block(
+            page,
+            text.count("\n", 0, match.start("indent")) + 1,
+            match["language"],
+            _dedent(match),
+            match["title"],
+            match["remark"] or "",
+        )
         for match in _BLOCK.finditer(text)
     ]
 
