@@ -109,7 +109,7 @@ class PageRun:
     def _command(self, command: Command) -> list[str]:
         text = self.own(command.text)
         self.commands.append(command)
-        lines = [f"echo '@@ {len(self.commands) - 1}'"]
+        lines = [rf"printf '\n@@ %s\n' {len(self.commands) - 1}"]
         if not text.endswith("&"):
             return [*lines, text]
         lines.append(f"{text.removesuffix('&')} > background.log 2>&1 &")
