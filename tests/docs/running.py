@@ -88,7 +88,7 @@ class PageRun:
             return [line for command in commands(block) for line in self._command(command)]
         if block.language == "bash":
             return [self.own(block.text)]
-        name = block.file_name or f"block_{number}.{block.language}"
+        name = block.file_name or f"block_{number}.{block.language.replace('python', 'py')}"
         lines = [f'mkdir -p "$(dirname {name})"', f"cat > {name} <<'END_OF_BLOCK'"]
         lines += [self.own(block.text).rstrip("\n"), "END_OF_BLOCK"]
         if block.language == "sql":
@@ -103,8 +103,13 @@ class PageRun:
         return [*lines, f"{'pytest -q' if name.startswith('test_') else 'python'} {name}"]
 
     def _is_used(self, name: str) -> bool:
-        """Whether it is in a package, or a command of the page runs it: ``chat.py``, ``chat:app``."""
-        return "/" in name or bool(re.search(rf"\b{Path(name).stem}(\.py\b|:)", self._shell))
+        """Whether the page runs it, by ``chat.py`` or ``chat:app``, or it is there to be imported."""
+        stem = Path(name).stem
+        return "/" in name or any(
+            re.search(rf"\b{stem}(\.py\b|:)|DJANGO_SETTINGS_MODULE={stem}\b", self._shell)
+            or re.search(rf"^from {stem} import", block.text, re.MULTILINE)
+            for block in self.blocks
+        )
 
     def _command(self, command: Command) -> list[str]:
         text = self.own(command.text)
@@ -124,8 +129,9 @@ class PageRun:
         assert shell.returncode == 0, f"{output}\n{errors}\n{told}"
         outputs = re.split(r"^@@ \d+\n", output, flags=re.MULTILINE)[1:]
         for command, printed in zip(self.commands, outputs, strict=True):
+            lines = [line.split() for line in printed.splitlines()]  # how wide a column is, depends
             for line in map(self.own, command.expected):
-                assert line in printed.splitlines(), f"{command.block}: {command.text} printed {printed!r}"
+                assert line.split() in lines, f"{command.block}: {command.text} printed {printed!r}"
 
     def drop_roles(self, postgres_dsn: str) -> None:
         """Drop the roles that the page has made, with what they own."""
