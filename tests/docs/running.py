@@ -63,7 +63,7 @@ class PageRun:
         database = str(self._server["dbname"])
         self.roles = {name: f"{name}_{database}" for name in _ROLE.findall(everything)}
         self._ports = {port: str(_free_port()) for port in sorted(set(_PORT.findall(everything)))}
-        self.script = ["set -eu"]
+        self.script = ["set -eu", "trap 'kill $(jobs -p) 2> /dev/null || true; wait || true' EXIT"]
         for number, block in enumerate(self.blocks):
             self.script += self._lines(block, number)
 
@@ -80,7 +80,7 @@ class PageRun:
         parts = self._server
         login = ":".join(quote(str(parts[key]), safe="") for key in ("user", "password") if key in parts)
         login = found[0].split("//")[1].split("@")[0] if found["user"] in self.roles else login
-        host = quote(str(parts["host"]), safe="")
+        host = quote(str(parts.get("host", "localhost")), safe="")
         return f"postgresql://{login}@{host}:{parts.get('port', 5432)}/{parts['dbname']}"
 
     def _lines(self, block: Block, number: int) -> list[str]:
@@ -117,7 +117,7 @@ class PageRun:
         lines = [rf"printf '\n@@ %s\n' {len(self.commands) - 1}"]
         if not text.endswith("&"):
             return [*lines, text]
-        lines.append(f"{text.removesuffix('&')} > background.log 2>&1 &")
+        lines.append(f"{text.removesuffix('&')} >> background.log 2>&1 &")
         return lines + [_WAIT.format(port=port) for port in self._ports.values() if port in text]
 
     def run(self, folder: Path) -> None:

@@ -129,15 +129,15 @@ def test_blocks_are_left_out_for_a_known_reason_only() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.timeout(300)
-def test_every_block_runs(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_every_block_runs(page: Path, open_folder: Path, request: pytest.FixtureRequest) -> None:
     """All blocks of the page, one after the other, as a reader would run them."""
     if all(map(is_left_out, blocks(page))):
         return  # nothing to run: no database is needed
     postgres_dsn = request.getfixturevalue("postgres_dsn")
     run = PageRun(page, postgres_dsn)
     if page not in FROM_NOTHING:
-        make_chat(tmp_path)
+        make_chat(open_folder)
     try:
-        run.run(tmp_path)
+        run.run(open_folder)
     finally:
         run.drop_roles(postgres_dsn)
