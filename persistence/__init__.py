@@ -10,6 +10,7 @@ nothing and needs no driver.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,15 @@ _HOMES = {
     "persistence.settings": ("Settings", "get_settings"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def _server_factory(name: str) -> Callable[[], Any]:
+    return lambda: getattr(import_module("persistence.langgraph_server"), name)()
+
+
+# LangGraph's agent server cuts "persistence.langgraph_server:store" at the last dot and looks for the rest
+# here, among the names of the package; read in langgraph-api 0.16.7.
+globals().update({f"langgraph_server:{name}": _server_factory(name) for name in ("checkpointer", "store")})
 
 
 def __getattr__(name: str) -> Any:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import psycopg
 import pytest
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
-from tests.support import query_form
+from tests.support import fresh_database
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +40,5 @@ def open_folder() -> Iterator[Path]:
 @pytest.fixture
 def postgres_dsn(postgres_server: str) -> Iterator[str]:
     """DSN of an empty database of its own, dropped afterwards."""
-    name = f"t_{uuid.uuid4().hex[:12]}"
-    with psycopg.connect(postgres_server, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    yield "postgresql://" + query_form(make_conninfo(postgres_server, dbname=name))
-    with psycopg.connect(postgres_server, autocommit=True) as conn:
-        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+    with fresh_database(postgres_server) as dsn:
+        yield dsn

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+import psycopg
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.sqlite import SqliteSaver
-from psycopg.conninfo import conninfo_to_dict
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from examples.trip_planner import build
 
@@ -38,3 +43,16 @@ def make_chat(folder: Path) -> Path:
 def query_form(conninfo: str) -> str:
     """The end of a URL: libpq accepts every keyword in a URL's query, socket folders included."""
     return "/?" + "&".join(f"{k}={quote(str(v), safe='')}" for k, v in conninfo_to_dict(conninfo).items())
+
+
+@contextmanager
+def fresh_database(server: str) -> Iterator[str]:
+    """DSN of an empty database of its own on a Postgres server, dropped afterwards."""
+    name = f"t_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server, autocommit=True) as conn:
+        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    try:
+        yield "postgresql://" + query_form(make_conninfo(server, dbname=name))
+    finally:
+        with psycopg.connect(server, autocommit=True) as conn:
+            conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
