@@ -46,49 +46,56 @@ async def at_work(db: persistence.AsyncPersistence, thread: str, checkpoints: in
         await asyncio.sleep(0.05)
 
 
-async def test_a_run_leaves_its_state_in_our_database(
-    server: AgentServer, client: LangGraphClient, db: persistence.AsyncPersistence
+async def test_runs_leave_their_state_in_our_database(
+    client: LangGraphClient, db: persistence.AsyncPersistence
 ) -> None:
+    """The first is waited for, the second streamed."""
     thread = await new_thread(client)
     values: Any = await client.runs.wait(thread, "agent", input=human("hello"))
     assert contents(values) == ["hello", "You said: hello"]
-    await client.runs.wait(thread, "agent", input=human("again"))
+    modes: Any = ["values", "updates", "messages-tuple", "checkpoints"]
+    stream = client.runs.stream(thread, "agent", input=human("again"), stream_mode=modes)
+    parts: dict[str, list[Any]] = {}
+    async for part in stream:
+        parts.setdefault(part.event, []).append(part.data)
+    assert "error" not in parts
+    assert [list(each) for each in parts["updates"]] == [["listen"], ["work"], ["ask"]]
+    assert [each[0]["content"] for each in parts["messages"]] == ["You said: again"]
+    assert contents(parts["values"][-1]) == ["hello", "You said: hello", "again", "You said: again"]
     values = (await client.threads.get_state(thread))["values"]
-    assert contents(values) == ["hello", "You said: hello", "again", "You said: again"]
+    assert contents(values) == contents(parts["values"][-1])
     assert values["log"] == ["heard hello", "worked", "heard again", "worked"]
     history = await client.threads.get_history(thread, limit=100)
     assert [each["checkpoint"]["checkpoint_id"] for each in history] == await stored_ids(db, thread)
     assert len(history) == 10
+    assert len(parts["checkpoints"]) == 5
 
 
-async def test_a_run_is_streamed(client: LangGraphClient) -> None:
-    thread = await new_thread(client)
-    modes: Any = ["values", "updates", "messages-tuple", "checkpoints"]
-    parts = [
-        part async for part in client.runs.stream(thread, "agent", input=human("hello"), stream_mode=modes)
-    ]
-    assert "error" not in {part.event for part in parts}
-    assert [list(part.data) for part in parts if part.event == "updates"] == [["listen"], ["work"], ["ask"]]
-    assert [contents(part.data)[-1] for part in parts if part.event == "values"][-1] == "You said: hello"
-    assert "You said: hello" in [part.data[0]["content"] for part in parts if part.event == "messages"]
-    assert len([part for part in parts if part.event == "checkpoints"]) == 5
-
-
-async def test_an_interrupted_run_is_resumed(
-    client: LangGraphClient, db: persistence.AsyncPersistence
+async def test_an_interrupted_thread_is_copied_and_both_are_resumed(
+    server: AgentServer, client: LangGraphClient, db: persistence.AsyncPersistence
 ) -> None:
     thread = await new_thread(client)
     values: Any = await client.runs.wait(thread, "agent", input=human("book a room"))
     assert [each["value"] for each in values["__interrupt__"]] == ["Really?"]
     assert (await client.threads.get(thread))["status"] == "interrupted"
-    state = await client.threads.get_state(thread)
-    assert state["next"] == ["ask"]
-    assert [each["value"] for each in state["tasks"][0]["interrupts"]] == ["Really?"]
     newest = (await stored(db, thread))[0]
     assert [write[1] for write in newest.pending_writes or []] == ["__interrupt__"]
-    values = await client.runs.wait(thread, "agent", command={"resume": "yes"})
-    assert contents(values)[-1] == "Booked: yes"
-    assert (await client.threads.get_state(thread))["next"] == []
+
+    copy: str = (await client.http.post(f"/threads/{thread}/copy", json=None))["thread_id"]
+    assert copy != thread
+    assert server.rows(copy) == server.rows(thread) > 0
+    assert await stored_ids(db, copy) == await stored_ids(db, thread)
+    for each in (thread, copy):
+        state = await client.threads.get_state(each)
+        assert state["next"] == ["ask"]
+        assert [interrupt["value"] for interrupt in state["tasks"][0]["interrupts"]] == ["Really?"]
+
+    async def resume(thread: str, answer: str) -> None:
+        values = await client.runs.wait(thread, "agent", command={"resume": answer})
+        assert contents(values)[-1] == f"Booked: {answer}"
+        assert (await client.threads.get_state(thread))["next"] == []
+
+    await asyncio.gather(resume(thread, "yes"), resume(copy, "the copy"))
 
 
 async def test_history_is_read_changed_and_forked(client: LangGraphClient) -> None:
@@ -108,20 +115,6 @@ async def test_history_is_read_changed_and_forked(client: LangGraphClient) -> No
     assert state["parent_checkpoint"] == old
     values = await client.runs.wait(thread, "agent", input=None)
     assert contents(values) == ["hello", "rather: bye", "You said: rather: bye"]
-
-
-async def test_a_thread_is_copied(
-    server: AgentServer, client: LangGraphClient, db: persistence.AsyncPersistence
-) -> None:
-    thread = await new_thread(client)
-    await client.runs.wait(thread, "agent", input=human("book a room"))
-    copy: str = (await client.http.post(f"/threads/{thread}/copy", json=None))["thread_id"]
-    assert copy != thread
-    assert server.rows(copy) == server.rows(thread) > 0
-    assert await stored_ids(db, copy) == await stored_ids(db, thread)
-    values = await client.runs.wait(copy, "agent", command={"resume": "the copy"})
-    assert contents(values)[-1] == "Booked: the copy"
-    assert (await client.threads.get_state(thread))["next"] == ["ask"]
 
 
 async def test_runs_that_are_rolled_back_leave_nothing(
@@ -224,6 +217,6 @@ async def test_a_kill_loses_nothing(
         history = await client.threads.get_history(running)
         assert [each["checkpoint"]["checkpoint_id"] for each in history] == ids[running]
         assert (await client.store.get_item(["kept"], key="it"))["value"] == {"is": "there"}
-    assert server.stop() == 0
+    server.stop()
     assert server.complaints() == []
     assert "persistence closed" in server.text()
