@@ -82,10 +82,11 @@ class AgentServer:
         return (self.folder / f"{self.starts}.log").read_text()
 
     def complaints(self) -> list[dict[str, Any]]:
-        """What the latest process logged as a warning or worse."""
+        """What the latest process logged as a warning or worse, or of methods that it would like to have."""
         lines = [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]
         assert any("Application started up" in line["event"] for line in lines)
-        return [line for line in lines if line["level"] not in ("debug", "info")]
+        lacks = [line for line in lines if line["event"].startswith("Custom checkpointer missing")]
+        return lacks + [line for line in lines if line["level"] not in ("debug", "info")]
 
     def open(self) -> AbstractAsyncContextManager[persistence.AsyncPersistence]:
         """The server's database, through savers of our own."""
