@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench fuzz matrix docs generate clean
+.PHONY: help install demo test lint format bench fuzz matrix docs generate lock audit clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -43,6 +43,15 @@ generate: $(STAMP)  ## write the generated documents anew
 	$(BIN)/python tools/settings_table.py
 	$(BIN)/python tools/parity_matrix.py
 	$(BIN)/python tools/cli_reference.py
+
+lock: $(STAMP)  ## pin the newest packages for the image in requirements.txt
+	$(BIN)/uv pip compile pyproject.toml --extra postgres --extra encryption --group service --universal \
+	  --python-version 3.11 --generate-hashes --upgrade --quiet --custom-compile-command "make lock" -o requirements.txt
+
+# Apart from lint: it asks an advisory service over the network, and its answer changes without a change here.
+audit: $(STAMP)  ## known vulnerabilities of the image's packages, and of this environment's
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.txt
+	$(BIN)/pip-audit --skip-editable
 
 fuzz: $(STAMP)  ## six savers against the reference model, long: make fuzz FUZZ_EXAMPLES=1000
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),3000) $(BIN)/python -m pytest tests/contract/test_differential.py -q -s --timeout 0

@@ -1,32 +1,146 @@
-"""The Compose file, the Dockerfile and the Makefile, as far as they can be tested without Docker."""
+"""The image, the Compose file and the Makefile, as far as they can be tested without Docker.
+
+The Dockerfile's instructions are carried out in a folder, and what the services run is run there, on a real
+Postgres. ``test_kubernetes.py`` looks at the manifests.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from psycopg.conninfo import conninfo_to_dict
 from ruamel.yaml import YAML
 
-from tests.support import ROOT
+from persistence.backends import embedded
+from persistence.dsn import Dsn
+from tests.support import ROOT, Result, clean_environment
+
+BIN = Path(sys.executable).parent
+SECRET = "/run/secrets/persistence_dsn"
+
+
+def load(path: Path) -> Any:
+    """A YAML file; more than one document as a list."""
+    documents = list(YAML(typ="safe").load_all(path.read_text()))
+    return documents if len(documents) > 1 else documents[0]
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The Dockerfile, as pairs of an instruction and the rest of its line."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in lines if line)]
+
+
+def instruction(word: str) -> str:
+    """The last instruction of that name."""
+    return [rest for name, rest in instructions() if name == word][-1]
+
+
+@dataclass(frozen=True)
+class Image:
+    """What the Dockerfile makes, in a folder."""
+
+    root: Path
+
+    def environment(self, dsn: str, variables: dict[str, str]) -> dict[str, str]:
+        """A service's environment; the secret is a file here too."""
+        secret = self.root / "secret"
+        secret.write_text(dsn)
+        return {"PATH": f"{self.root}/opt/venv/bin:{os.environ['PATH']}"} | {
+            name: str(secret) if name == "PERSISTENCE_DSN_FILE" else value
+            for name, value in variables.items()
+        }
+
+    def run(self, command: list[str], environment: dict[str, str]) -> Result:
+        """Run a command to its end."""
+        program = shutil.which(command[0], path=environment["PATH"]) or command[0]
+        return subprocess.run(
+            [program, *command[1:]],
+            cwd=self.root / "app",
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    @contextmanager
+    def serving(self, command: list[str], environment: dict[str, str]) -> Iterator[None]:
+        """Run a service meanwhile."""
+        program = shutil.which(command[0], path=environment["PATH"]) or command[0]
+        with subprocess.Popen([program, *command[1:]], cwd=self.root / "app", env=environment) as process:
+            try:
+                yield
+            finally:
+                process.terminate()
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """Carries out what the Dockerfile says; of the last stage only the copying, as its commands need root."""
+    root = tmp_path_factory.mktemp("image")
+    folder, stage = root, 0
+    stages = sum(word == "FROM" for word, _ in instructions())
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    for word, rest in instructions():
+        if word == "FROM":
+            stage += 1
+        elif word == "WORKDIR":
+            folder = root / rest.lstrip("/")
+            folder.mkdir()
+        elif word == "COPY" and "--from" not in rest:
+            *sources, target = rest.split()
+            for source in sources:
+                assert f"!{source}" in allowed
+                _copy(ROOT / source, folder / target / ("" if len(sources) == 1 else source))
+        elif word == "RUN" and stage < stages:
+            command = rest.replace("/opt/venv", f"{root}/opt/venv")
+            environment = clean_environment() | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+            subprocess.run(["sh", "-c", command], cwd=folder, env=environment, check=True, timeout=300)
+    return Image(root)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    else:
+        shutil.copy(source, target)
 
 
 @pytest.fixture(scope="module")
 def compose() -> Any:
     """The Compose file."""
-    with (ROOT / "docker-compose.yml").open() as file:
-        return YAML(typ="safe").load(file)
+    return load(ROOT / "docker-compose.yml")
 
 
-def test_compose_file_fits_the_published_schema() -> None:
-    checker = Path(sys.executable).with_name("check-jsonschema")
+def interpolate(text: str, **variables: str) -> str:
+    """As Compose does for ``${NAME:-default}``."""
+    return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: variables.get(found[1], found[2]), text)
+
+
+@pytest.mark.parametrize(
+    ("schema", "path"), [("compose-spec", "docker-compose.yml"), ("dependabot", ".github/dependabot.yml")]
+)
+def test_file_fits_the_published_schema(schema: str, path: str) -> None:
     result = subprocess.run(
-        [checker, "--builtin-schema", "vendor.compose-spec", ROOT / "docker-compose.yml"],
+        [BIN / "check-jsonschema", "--builtin-schema", f"vendor.{schema}", ROOT / path],
         capture_output=True,
         text=True,
         timeout=60,
@@ -36,40 +150,124 @@ def test_compose_file_fits_the_published_schema() -> None:
 
 def test_services_wait_for_each_other(compose: Any) -> None:
     services = compose["services"]
-    assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
-    assert services["app"]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
-    assert services["postgres"]["healthcheck"]["test"][1] == "pg_isready"
+    healthy = {"condition": "service_healthy"}
+    migrated = {"condition": "service_completed_successfully"}
+    assert services["migrate"]["depends_on"] == {"postgres": healthy}
+    assert services["app"]["depends_on"] == {"migrate": migrated}
+    assert services["pgbouncer"]["depends_on"] == {"postgres": healthy}
+    assert services["app-pgbouncer"]["depends_on"] == {"migrate": migrated, "pgbouncer": healthy}
+    assert {name for name, service in services.items() if "profiles" not in service} == {
+        "postgres",
+        "migrate",
+        "app",
+    }
 
 
 def test_ports_are_open_to_this_machine_only(compose: Any) -> None:
-    for name in ("postgres", "app"):
-        assert all(port.startswith("127.0.0.1:") for port in compose["services"][name]["ports"])
+    for service in compose["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
-def test_services_run_real_commands(compose: Any) -> None:
-    """Each command is one of the environment's programs, with arguments that it knows."""
-    assert compose["services"]["migrate"]["command"] == ["persistence", "setup"]
-    program, target, *_ = compose["services"]["app"]["command"]
-    assert Path(sys.executable).with_name(program).exists()
-    module, _, name = target.partition(":")
-    code = f"import {module}; {module}.{name}"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+@pytest.mark.parametrize("password", ["persistence", "p@ss/w%rd?&=#1"])
+def test_services_find_each_other(compose: Any, password: str) -> None:
+    """A DSN is in the file that the environment names, and leads to a service."""
+    services = compose["services"]
+    for name, host, port in (("app", "postgres", 5432), ("app-pgbouncer", "pgbouncer", 6432)):
+        (mounted,) = services[name]["configs"]
+        assert mounted["target"] == services[name]["environment"]["PERSISTENCE_DSN_FILE"] == SECRET
+        dsn = Dsn.parse(
+            interpolate(compose["configs"][mounted["source"]]["content"], POSTGRES_PASSWORD=password)
+        )
+        found = conninfo_to_dict(str.__str__(dsn.conninfo))
+        assert (found["host"], str(found.get("port", 5432))) == (host, str(port))
+        assert found["user"] == services["postgres"]["environment"]["POSTGRES_USER"]
+        assert found["dbname"] == services["postgres"]["environment"]["POSTGRES_DB"]
+        assert found["password"] == password
+        assert dsn.options.get("pgbouncer", False) == (host == "pgbouncer")
+    assert services["migrate"]["configs"] == services["app"]["configs"]
+    assert interpolate(compose["configs"]["password"]["content"], POSTGRES_PASSWORD=password) == password
+    assert "PASSWORD" not in json.dumps([s.get("environment") for s in services.values()]).replace(
+        "POSTGRES_PASSWORD_FILE", ""
+    )
 
 
-def test_dockerfile_copies_what_there_is_and_drops_root() -> None:
-    lines = (ROOT / "Dockerfile").read_text().splitlines()
-    for line in lines:
-        if line.startswith("COPY ") and "--from" not in line:
-            *sources, _ = line.split()[1:]
-            for source in sources:
-                assert (ROOT / source).exists(), line
-                assert f"!{source}" in (ROOT / ".dockerignore").read_text(), source
-    users = [line for line in lines if line.startswith("USER ")]
-    assert users and lines.index(users[-1]) > lines.index("FROM python:3.13-slim")
+def test_services_run(image: Image, compose: Any, postgres_dsn: str) -> None:
+    """The very commands of Compose and Kubernetes, with another port and another DSN."""
+    services = compose["services"]
+    job = load(ROOT / "docs" / "kubernetes" / "migrate.yaml")["spec"]["template"]["spec"]
+    pod = load(ROOT / "docs" / "kubernetes" / "app.yaml")[0]["spec"]["template"]["spec"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+
+    def elsewhere(command: str) -> list[str]:
+        words: list[str] = json.loads(command.replace("8000", port))
+        return words
+
+    health = elsewhere(instruction("HEALTHCHECK").partition("CMD ")[2])
+    environment = image.environment(postgres_dsn, services["app"]["environment"])
+    (wait,), (migrate,), (app,) = pod["initContainers"], job["containers"], pod["containers"]
+    assert migrate["command"] == services["migrate"]["command"]
+    assert app["command"] == json.loads(instruction("CMD"))
+
+    assert image.run(wait["command"], environment).returncode == 4
+    assert image.run(health, environment).returncode != 0
+    migrated = image.run(services["migrate"]["command"], environment)
+    assert migrated.returncode == 0, migrated.stderr
+    assert image.run(wait["command"], environment).returncode == 0
+    with image.serving(elsewhere(instruction("CMD")), environment):
+        until = time.monotonic() + 60
+        while image.run(health, environment).returncode != 0:
+            assert time.monotonic() < until
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            assert client.get(app["readinessProbe"]["httpGet"]["path"]).status_code == 200
+            answer = client.post("/threads/alice", json={"text": "3 nights in Lisbon"}).json()
+            assert answer["waiting_for_answer"] == ["3 nights in Lisbon cost 241.5. Book?"]
+
+
+@pytest.mark.parametrize("service", ["postgres", "pgbouncer"])
+def test_healthcheck_of_the_server(compose: Any, postgres_dsn: str, service: str) -> None:
+    server = conninfo_to_dict(str.__str__(Dsn.parse(postgres_dsn).conninfo))
+    here = {
+        "127.0.0.1": server["host"],
+        "5432": server.get("port", "5432"),
+        "6432": server.get("port", "5432"),
+    }
+    _, program, *arguments = compose["services"][service]["healthcheck"]["test"]
+    command = [embedded.BIN / program, *(str(here.get(word, word)) for word in arguments)]
+    assert subprocess.run(command, timeout=30).returncode == 0
+    command[command.index("-p") + 1] = "1"
+    assert subprocess.run(command, timeout=30).returncode == 2
+
+
+def test_dockerfile_is_linted() -> None:
+    result = subprocess.run(
+        [BIN / "hadolint", ROOT / "Dockerfile"], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_image_drops_root_and_is_pinned(compose: Any) -> None:
+    words = [word for word, _ in instructions()]
+    assert int(instruction("USER")) >= 1000
+    assert words[words.index("USER") :] == ["USER", "EXPOSE", "HEALTHCHECK", "CMD"]
+    bases = [rest.split()[0] for word, rest in instructions() if word == "FROM"]
+    bases += re.findall(r"--from=(\S+/\S+)", (ROOT / "Dockerfile").read_text())
+    others = [service["image"] for service in compose["services"].values() if "build" not in service]
+    assert len(bases) == 3 and len(others) == 2
+    assert all(re.search(r":v?\d+\.\d+", name) for name in bases + others), bases + others
+
+
+def test_pinned_packages_are_what_the_project_asks_for() -> None:
+    """``make lock`` was run after the requirements had changed."""
     with (ROOT / "pyproject.toml").open("rb") as file:
-        extras = tomllib.load(file)["project"]["optional-dependencies"]
-    (installed,) = re.findall(r"\*\.whl\)\[([\w,]+)\]", "\n".join(lines))
-    assert set(installed.split(",")) <= set(extras)
+        document = tomllib.load(file)
+    project = document["project"]
+    asked = project["dependencies"] + document["dependency-groups"]["service"]
+    asked += project["optional-dependencies"]["postgres"] + project["optional-dependencies"]["encryption"]
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    for requirement in map(Requirement, asked):
+        version = pinned.get(canonicalize_name(requirement.name))
+        assert version is not None and requirement.specifier.contains(version), f"{requirement}: make lock"
 
 
 class TestMakefile:

@@ -1,7 +1,7 @@
 """The savers through a real PgBouncer in transaction mode: each statement may go to another connection.
 
 `make pgbouncer` runs them; they are not part of `make test`, because no wheel brings a PgBouncer:
-hence the name of this file.
+hence the name of this file. Its configuration is the one in ``docker-compose.yml``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import psycopg
 import pytest
 from langgraph.graph import END, START, StateGraph
 from psycopg.conninfo import conninfo_to_dict
+from ruamel.yaml import YAML
 
 import persistence
 from persistence.settings import Settings
-from tests.support import query_form
+from tests.support import ROOT, query_form
 
 _PROGRAM = os.environ.get("PERSISTENCE_TEST_PGBOUNCER") or shutil.which(
     "pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin"
@@ -59,25 +60,43 @@ def pooled(postgres_dsn: str, tmp_path: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    target = " ".join(
-        f"{key}={value}" for key, value in server.items() if key in ("host", "port", "user", "password")
-    )
     config, log = tmp_path / "pgbouncer.ini", tmp_path / "pgbouncer.log"
-    config.write_text(
-        f"[databases]\n* = {target}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
-        "auth_type = any\npool_mode = transaction\ndefault_pool_size = 2\nunix_socket_dir =\n"
-    )
+    config.write_text(_configuration(server, port, tmp_path))
     command = [str(_PROGRAM), str(config)]
     if getpass.getuser() == "root":  # as which PgBouncer refuses to run
         folder = Path(str(server.get("host")), f".s.PGSQL.{server.get('port', 5432)}")
         command += ["-u", folder.owner() if folder.exists() else "nobody"]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
-            conninfo = f"host=127.0.0.1 port={port} user=any dbname={server['dbname']}"
+            account = f"user={server['user']} password=persistence"
+            conninfo = f"host=127.0.0.1 port={port} {account} dbname={server['dbname']}"
             _wait(conninfo, log)
             yield f"postgresql://{query_form(conninfo)}&pgbouncer=true&pool_max=8"
         finally:
             process.terminate()
+
+
+def _configuration(server: dict[str, Any], port: int, folder: Path) -> str:
+    """What Compose mounts, for another server, other ports, and two connections."""
+    configs = YAML(typ="safe").load((ROOT / "docker-compose.yml").read_text())["configs"]
+    users = str(configs["pgbouncer-users"]["content"]).replace(
+        "${POSTGRES_PASSWORD:-persistence}", "persistence"
+    )
+    (folder / "userlist.txt").write_text(users.replace('"persistence" ', f'"{server["user"]}" '))
+    (folder / "userlist.txt").chmod(0o644)
+    folder.chmod(0o755)
+    text = str(configs["pgbouncer-ini"]["content"])
+    target = " ".join(f"{key}={server[key]}" for key in ("host", "port", "password") if key in server)
+    for compose, here in (
+        ("persistence = host=postgres port=5432", f"{server['dbname']} = {target}"),
+        ("listen_addr = *", "listen_addr = 127.0.0.1"),
+        ("6432", str(port)),
+        ("/etc/pgbouncer/userlist.txt", str(folder / "userlist.txt")),
+        ("default_pool_size = 20", "default_pool_size = 2"),
+    ):
+        assert compose in text
+        text = text.replace(compose, here)
+    return text
 
 
 def _wait(conninfo: str, log: Path) -> None:
