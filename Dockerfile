@@ -20,5 +20,5 @@ COPY examples examples
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/persistence/readyz', timeout=2)"]
 CMD ["uvicorn", "examples.fastapi_chat:app", "--host", "0.0.0.0", "--port", "8000"]

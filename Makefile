@@ -45,7 +45,7 @@ generate: $(STAMP)  ## write the generated documents anew
 	$(BIN)/python tools/cli_reference.py
 
 lock: $(STAMP)  ## pin the newest packages for the image in requirements.txt
-	$(BIN)/uv pip compile pyproject.toml --extra postgres --extra encryption --group service --universal \
+	$(BIN)/uv pip compile pyproject.toml --extra postgres --extra encryption --extra serve --group service --universal \
 	  --python-version 3.11 --generate-hashes --upgrade --quiet --custom-compile-command "make lock" -o requirements.txt
 
 # Apart from lint: it asks an advisory service over the network, and its answer changes without a change here.

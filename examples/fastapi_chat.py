@@ -7,7 +7,7 @@ Run it with ``uvicorn examples.fastapi_chat:app`` and talk to it::
 
 ``POST /threads/{thread}/stream`` answers with server-sent events, a message at a time. If the service is
 killed while it answers, the next request to that thread finishes the turn first; so a client waits for
-its answer before it asks again.
+its answer before it asks again. Health and metrics are below ``/persistence``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 from langchain_core.messages import AnyMessage, HumanMessage
 from langgraph.types import Command, StateSnapshot
@@ -25,7 +25,6 @@ from pydantic import BaseModel
 
 from examples.trip_planner import build, settings
 from persistence import asgi
-from persistence.errors import ConnectError
 
 
 class Text(BaseModel):
@@ -43,6 +42,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(title="Trip planner", lifespan=lifespan)
+app.mount("/persistence", asgi.Endpoints())
 
 
 @app.post("/threads/{thread}")
@@ -75,16 +75,6 @@ async def stream(thread: str, body: Text, request: Request) -> StreamingResponse
 async def show(thread: str, request: Request) -> dict[str, Any]:
     """The conversation so far, and the question it waits at."""
     return view(await request.app.state.graph.aget_state(_config(thread)))
-
-
-@app.get("/health")
-async def health(request: Request) -> dict[str, str]:
-    """Whether the database answers, from the live connection."""
-    try:
-        server = await request.app.state.persistence.ping()
-    except ConnectError as error:
-        raise HTTPException(503, str(error)) from error
-    return {"status": "ok", "server": f"{server.product} {server.version}"}
 
 
 def view(state: StateSnapshot) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import pytest
 from langchain_core.messages import HumanMessage
 
 import persistence
@@ -47,7 +46,7 @@ def _wait(client: httpx.Client, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
-            assert client.get("/health").status_code == 200
+            assert client.get("/persistence/readyz").status_code == 200
         except httpx.TransportError:
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
@@ -56,11 +55,9 @@ def _wait(client: httpx.Client, process: subprocess.Popen[str]) -> None:
             return
 
 
-@pytest.mark.parametrize("backend", ["sqlite", "postgres"])
-def test_service(tmp_path: Path, postgres_dsn: str, backend: str) -> None:
-    dsn = {"sqlite": f"sqlite:///{tmp_path}/chat.db", "postgres": postgres_dsn}[backend]
-    _cut_off("bob", dsn)
-    with service(dsn) as (client, process):
+def test_service(postgres_dsn: str) -> None:
+    _cut_off("bob", postgres_dsn)
+    with service(postgres_dsn) as (client, process):
         said = client.post("/threads/alice", json={"text": "3 nights in Lisbon"}).json()
         assert said["waiting_for_answer"] == ["3 nights in Lisbon cost 241.5. Book?"]
         assert client.get("/threads/alice").json() == said
@@ -68,7 +65,8 @@ def test_service(tmp_path: Path, postgres_dsn: str, backend: str) -> None:
         assert booked["waiting_for_answer"] == []
         assert booked["messages"][-1] == {"from": "ai", "text": "Booked: 3 nights in Lisbon."}
         assert client.get("/threads/nobody").json() == {"messages": [], "waiting_for_answer": []}
-        assert client.get("/health").json()["server"].startswith(("SQLite", "PostgreSQL"))
+        found = client.get("/persistence/health/checkpointer").json()
+        assert found["server"].startswith("PostgreSQL")
         _streams(client)
         assert client.get("/threads/bob").json()["waiting_for_answer"] == []
         answer = client.post("/threads/bob", json={"text": "yes"}).json()  # once the cut-off turn is finished

@@ -205,23 +205,36 @@ def test_services_run(image: Image, compose: Any, postgres_dsn: str) -> None:
 
     health = elsewhere(instruction("HEALTHCHECK").partition("CMD ")[2])
     environment = image.environment(postgres_dsn, services["app"]["environment"])
-    (wait,), (migrate,), (app,) = pod["initContainers"], job["containers"], pod["containers"]
+    (migrate,), (app,) = job["containers"], pod["containers"]
     assert migrate["command"] == services["migrate"]["command"]
     assert app["command"] == json.loads(instruction("CMD"))
 
-    assert image.run(wait["command"], environment).returncode == 4
-    assert image.run(health, environment).returncode != 0
-    migrated = image.run(services["migrate"]["command"], environment)
-    assert migrated.returncode == 0, migrated.stderr
-    assert image.run(wait["command"], environment).returncode == 0
-    with image.serving(elsewhere(instruction("CMD")), environment):
-        until = time.monotonic() + 60
-        while image.run(health, environment).returncode != 0:
-            assert time.monotonic() < until
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            assert client.get(app["readinessProbe"]["httpGet"]["path"]).status_code == 200
-            answer = client.post("/threads/alice", json={"text": "3 nights in Lisbon"}).json()
-            assert answer["waiting_for_answer"] == ["3 nights in Lisbon cost 241.5. Book?"]
+    ready, alive = (app[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe"))
+    with (
+        image.serving(elsewhere(instruction("CMD")), environment),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        _wait_for(client, alive)
+        assert client.get(ready).json()["problem"]["code"] == "schema"
+        assert image.run(health, environment).returncode == 1
+        migrated = image.run(services["migrate"]["command"], environment)
+        assert migrated.returncode == 0, migrated.stderr
+        _wait_for(client, ready)
+        assert image.run(health, environment).returncode == 0
+        answer = client.post("/threads/alice", json={"text": "3 nights in Lisbon"}).json()
+        assert answer["waiting_for_answer"] == ["3 nights in Lisbon cost 241.5. Book?"]
+
+
+def _wait_for(client: httpx.Client, path: str) -> None:
+    until = time.monotonic() + 60
+    while True:
+        try:
+            if client.get(path).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < until
+        time.sleep(0.2)
 
 
 @pytest.mark.parametrize("service", ["postgres", "pgbouncer"])
@@ -263,7 +276,8 @@ def test_pinned_packages_are_what_the_project_asks_for() -> None:
         document = tomllib.load(file)
     project = document["project"]
     asked = project["dependencies"] + document["dependency-groups"]["service"]
-    asked += project["optional-dependencies"]["postgres"] + project["optional-dependencies"]["encryption"]
+    for extra in ("postgres", "encryption", "serve"):
+        asked += project["optional-dependencies"][extra]
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
     for requirement in map(Requirement, asked):
         version = pinned.get(canonicalize_name(requirement.name))

@@ -49,7 +49,7 @@ def test_pod_runs_without_privileges(pod: Any) -> None:
     assert pod["automountServiceAccountToken"] is False
     with (ROOT / "pyproject.toml").open("rb") as file:
         release = tomllib.load(file)["project"]["version"]
-    for container in pod.get("initContainers", []) + pod["containers"]:
+    for container in pod["containers"]:
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -63,7 +63,7 @@ def test_the_dsn_is_a_file(pod: Any) -> None:
     secret = load(FOLDER / "secret.yaml")
     (volume,) = pod["volumes"]
     assert volume["secret"]["secretName"] == secret["metadata"]["name"]
-    for container in pod.get("initContainers", []) + pod["containers"]:
+    for container in pod["containers"]:
         environment = {variable["name"]: variable["value"] for variable in container["env"]}
         (mount,) = container["volumeMounts"]
         assert (mount["name"], mount["readOnly"]) == (volume["name"], True)
@@ -79,6 +79,6 @@ def test_requests_go_to_pods_that_are_ready() -> None:
     (app,) = template["spec"]["containers"]
     (port,) = app["ports"]
     assert service["spec"]["ports"][0]["targetPort"] == port["name"]
-    assert app["readinessProbe"]["httpGet"]["port"] == port["name"]
-    assert app["livenessProbe"]["tcpSocket"]["port"] == port["name"]
+    for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
+        assert app[probe]["httpGet"]["port"] == port["name"]
     assert app["command"][-2:] == ["--port", str(port["containerPort"])]
