@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from persistence import metrics
 from persistence.errors import ConnectError, MissingDriverError, PersistenceError
 from persistence.handle import AsyncPersistence, aopen
-from persistence.health import Health, Problem, require_file, unopened
+from persistence.health import Health, Problem, require_file, settings_to_look, unopened
 
 if TYPE_CHECKING:
     from persistence.dsn import Dsn
@@ -157,8 +157,7 @@ class Standalone(Endpoints):
     def __init__(self, dsn: Dsn, settings: Settings) -> None:
         super().__init__()
         self._dsn = dsn
-        once = {"setup_on_open": False, "connect_attempts": 1, "fallback": "never"}
-        self._settings = settings.model_copy(update=once)
+        self._settings = settings_to_look(settings)
 
     async def __call__(self, scope: Mapping[str, Any], receive: _Receive, send: _Send) -> None:
         """Answer one request, or take part in the server's start and end."""

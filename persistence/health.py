@@ -17,6 +17,7 @@ from persistence import schema
 from persistence.contract import Capability, Probe, Provider
 from persistence.dsn import Dsn
 from persistence.errors import ConnectError, PersistenceError, SchemaError
+from persistence.settings import Settings
 
 _SCHEMA_KNOWN_FOR = 30.0
 """Seconds for which tables that were as needed are taken to be so still; the canary notices their loss."""
@@ -178,6 +179,19 @@ class TablesCheck:
         except Exception as error:  # noqa: BLE001 - it is what the check reports
             found = Tables(error=error)
         result.set_result(found)
+
+
+def settings_to_look(settings: Settings) -> Settings:
+    """Settings to open a database with only to look at it: once, in time, and without making anything."""
+    return settings.model_copy(
+        update={
+            "setup_on_open": False,
+            "fallback": "never",
+            "connect_attempts": 1,
+            "connect_timeout": settings.health_timeout,
+            "sqlite_busy_timeout": settings.health_timeout,
+        }
+    )
 
 
 def require_file(dsn: Dsn) -> None:

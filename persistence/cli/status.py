@@ -62,12 +62,11 @@ def serve(
 def _health(text: str | None, *, required: bool) -> Health:
     """Open as the application would, but without waiting, without making anything, without a fallback."""
     from persistence.handle import open
-    from persistence.health import require_file, unopened
+    from persistence.health import require_file, settings_to_look, unopened
     from persistence.settings import get_settings
 
     dsn = required_provider(text).dsn if required else configured_dsn(text)
-    once = {"setup_on_open": False, "connect_attempts": 1, "fallback": "never"}
-    settings = get_settings().model_copy(update=once)
+    settings = settings_to_look(get_settings())
     if dsn is not None and settings.enable_checkpointing:
         try:
             require_file(dsn)

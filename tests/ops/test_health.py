@@ -145,6 +145,23 @@ async def test_a_server_that_hangs(
         await until_ready(check)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_command_is_in_time_while_the_server_hangs(own_server: OwnServer) -> None:
+    command = [
+        str(Path(sys.executable).with_name("persistence")),
+        "status",
+        "--ready",
+        "--dsn",
+        own_server.dsn(),
+    ]
+    with hanging(own_server):
+        begin = time.monotonic()
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert time.monotonic() - begin < 12  # of which importing takes some, on a loaded machine
+    assert result.returncode == 3
+    assert result.stderr.startswith("error: cannot connect")
+
+
 async def test_the_event_loop_goes_on_while_the_server_hangs(own_server: OwnServer) -> None:
     async with opened("async", own_server.dsn()) as (_, check):
         assert (await in_time(check)).ready
