@@ -22,6 +22,7 @@ from langgraph_sdk import get_client
 from langgraph_sdk.client import LangGraphClient
 
 import persistence
+from tests.docs.pages import DOCS, blocks
 from tests.support import clean_environment, fresh_database
 
 OFFLINE = {
@@ -112,6 +113,11 @@ class AgentServer:
         return ["checkpoints", "checkpoint_blobs", "checkpoint_writes"]
 
 
+def block_of_page(language: str) -> str:
+    """What ``docs/agent-server.md`` tells the reader to write."""
+    return next(block.text for block in blocks(DOCS / "agent-server.md") if block.language == language)
+
+
 def _answers(client: httpx.Client) -> bool:
     try:
         return client.get("/ok").status_code == 200
@@ -125,13 +131,7 @@ def server(
 ) -> Iterator[AgentServer]:
     folder = tmp_path_factory.mktemp("agent")
     shutil.copy(Path(__file__).with_name("agent.py"), folder)
-    configuration = {
-        "dependencies": ["."],
-        "graphs": {"agent": "./agent.py:graph"},
-        "checkpointer": {"path": "persistence.langgraph_server:checkpointer"},
-        "store": {"path": "persistence.langgraph_server:store"},
-    }
-    (folder / "langgraph.json").write_text(json.dumps(configuration))
+    (folder / "langgraph.json").write_text(block_of_page("json"))
     with fresh_database(postgres_server) as postgres:
         dsn = {"sqlite": f"sqlite:///{folder}/agent.db", "postgres": postgres}[request.param]
         server = AgentServer(folder, dsn)

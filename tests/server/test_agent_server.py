@@ -13,7 +13,7 @@ from langgraph_sdk import get_client
 from langgraph_sdk.client import LangGraphClient
 
 import persistence
-from tests.server.conftest import AgentServer
+from tests.server.conftest import AgentServer, block_of_page
 
 pytestmark = pytest.mark.timeout(40)
 
@@ -209,9 +209,11 @@ async def test_a_kill_loses_nothing(
     server.start()
     async with get_client(url=server.url) as client:
         assert await client.threads.search() == []
-        for thread in ids:
-            await client.threads.create(thread_id=thread, graph_id="agent")
-        assert contents((await client.threads.get_state(done))["values"]) == ["hello", "You said: hello"]
+        page: dict[str, Any] = {}
+        exec(block_of_page("python"), page)  # noqa: S102 - what docs/agent-server.md says
+        states = {thread: await page["reopen"](server.url, thread) for thread in ids}
+        assert [state["next"] for state in states.values()] == [[], ["ask"], ["work"]]
+        assert contents(states[done]["values"]) == ["hello", "You said: hello"]
         values = await client.runs.wait(asked, "agent", command={"resume": "yes"})
         assert contents(values)[-1] == "Booked: yes"
         history = await client.threads.get_history(running)
