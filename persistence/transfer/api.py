@@ -11,13 +11,24 @@ from urllib.parse import quote
 
 from persistence import schema
 from persistence.dsn import Dsn
-from persistence.errors import ArchiveError
+from persistence.errors import ArchiveError, TransferError
 from persistence.registry import provider_for
 from persistence.transfer.archive import ArchiveSource
 from persistence.transfer.archive_format import MANIFEST
 from persistence.transfer.archive_writer import ArchiveWriter
 from persistence.transfer.digest import digests
-from persistence.transfer.engine import Clock, Copied, Meter, Scan, copy, finish, metered, scan, verify_copy
+from persistence.transfer.engine import (
+    Clock,
+    Copied,
+    Meter,
+    Scan,
+    copy,
+    finish,
+    metered,
+    refuse_strangers,
+    scan,
+    verify_copy,
+)
 from persistence.transfer.preflight import Findings
 from persistence.transfer.records import Source
 from persistence.transfer.report import Progress, Report, no_progress
@@ -158,6 +169,9 @@ def verify_archive(archive: Path, *, progress: Progress | None = None) -> Report
 def _load(source: Source, provider: Provider, clock: Clock, *, verify: bool) -> Report:
     with provider.sink() as sink, Spool() as spool:
         found = scan(source, spool, clock, sink.preflight())
+        refuse_strangers(sink, spool)
+        if source.database is not None and sink.identity.startswith(f"{source.database}/"):
+            _require_tables(provider)
         schema.setup(provider)
         with sink.exclusive():
             copied = copy(source, sink, found, spool, clock)
@@ -168,6 +182,15 @@ def _load(source: Source, provider: Provider, clock: Clock, *, verify: bool) -> 
                     copied.verified = True
                 finish(sink, copied, found.totals)
         return _report(source.label, sink.label, found, clock, copied, verified=copied.verified)
+
+
+def _require_tables(provider: Provider) -> None:
+    """Within one database: indexes are made concurrently, which would wait for the source's snapshot."""
+    if schema.check(provider):
+        raise TransferError(
+            f"{provider.dsn} is in the database that is read, and its tables are not complete",
+            hint=f"run `{schema.SETUP}` for it first; that cannot be done while its database is read",
+        )
 
 
 def _write_archive(source: Source, folder: Path, clock: Clock) -> Scan:

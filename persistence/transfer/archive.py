@@ -28,6 +28,8 @@ _CHUNK = 1 << 20
 class ArchiveSource:
     """An archive as the source of a transfer. A context manager."""
 
+    database = None
+
     def __init__(self, folder: Path) -> None:
         self.label = f"archive {folder}"
         self._folder = folder

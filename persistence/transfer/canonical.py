@@ -159,18 +159,27 @@ def body_fields(fields: Mapping[str, msgspec.Raw]) -> tuple[dict[str, Any], byte
 def msgpack_value(raw: bytes) -> tuple[str, bytes]:
     """The serializer's type and bytes of a value that stood inside a msgpack map.
 
-    Inside the map ``None`` is nil and ``bytes`` is bin, while on its own the serializer of
-    checkpoint 4.3.2 gives both a type of their own.
+    Inside the map ``None`` is nil, ``bytes`` is bin and our own savers write a ``bytearray`` as a call of its
+    constructor, while on its own the serializer of checkpoint 4.3.2 gives each a type of its own.
     """
     first = raw[0]
     if first == 0xC0:
         return "null", b""
     if header := _BIN_HEADER.get(first):
         return "bytes", raw[header:]
+    at = _EXT_CODE_AT.get(first)
+    if at is not None and raw.startswith(_BYTEARRAY, at):
+        start = at + len(_BYTEARRAY)
+        header = _BIN_HEADER.get(raw[start] if len(raw) > start else 0, 0)
+        data = raw[start + header :]
+        if header and int.from_bytes(raw[start + 1 : start + header]) == len(data):
+            return "bytearray", data
     return "msgpack", raw
 
 
 _BIN_HEADER = {0xC4: 2, 0xC5: 3, 0xC6: 5}
+# The extension "constructor with one argument" of checkpoint 4.3.2, up to the argument, which is a bin.
+_BYTEARRAY = b"\x00\x93\xa8builtins\xa9bytearray"
 _EXT_CODE_AT = {0xD4: 1, 0xD5: 1, 0xD6: 1, 0xD7: 1, 0xD8: 1, 0xC7: 2, 0xC8: 3, 0xC9: 5}
 
 

@@ -12,12 +12,12 @@ import hashlib
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from persistence import metrics
-from persistence.errors import ConflictError, TransferError
+from persistence.errors import ConflictError, SchemaError, TransferError
 from persistence.transfer.digest import Digester, Fingerprint, ThreadDigest, digests, line
 from persistence.transfer.ledger import Ledger, LedgerEntry, Run
 from persistence.transfer.preflight import RefusedError
@@ -204,11 +204,13 @@ def copy(source: Source, sink: Sink, found: Scan, spool: Spool, clock: Clock) ->
         return copied
     with clock.phase("write"):
         meter = Meter(clock, "write", found.totals.checkpoints)
-        for batch in _batches(source.records(), run, meter):
+        for batch in _batches(source.records(), run, meter, repeats_values=sink.repeats_values):
             if batch.number not in committed:
                 sink.write(batch)
                 copied.written += 1
-            elif committed[batch.number] != batch.entry.digest:
+            elif committed[batch.number] == batch.entry.digest:
+                sink.skip(batch)
+            else:
                 raise TransferError(
                     f"batch {batch.number} of run {run.run_id} is not the one that was committed before",
                     hint="the run was begun by another version of this package; finish it with that one",
@@ -245,6 +247,24 @@ def metered(records: Iterable[Record], meter: Meter) -> Iterator[Record]:
         yield record
 
 
+def refuse_strangers(sink: Sink, spool: Spool) -> None:
+    """Find threads that no transfer brought, before as much as a table is made.
+
+    Raises:
+        ConflictError: The target has threads of this name.
+    """
+    with suppress(SchemaError):  # no ledger: nothing was ever moved into this database
+        if sink.ledger().runs():
+            return  # threads may be those of an interrupted run
+    with suppress(SchemaError):  # no tables, so no threads
+        if (existing := _first_existing(sink, spool)) is not None:
+            raise ConflictError(f"{sink.label} already has thread {existing!r}", hint=_make_room(sink))
+
+
+def _make_room(sink: Sink) -> str:
+    return f"move into {sink.fresh}, or delete the threads from the target"
+
+
 def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spool) -> Run:
     """The run to continue, or a new one; a run that was undone by hand does not count."""
     runs = [run for run in ledger.runs() if run.target_identity == sink.identity]
@@ -253,7 +273,7 @@ def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spo
         return same
     if (existing := _first_existing(sink, spool)) is not None:
         unfinished = [run for run in runs if run.state == "running"]
-        hint = "migrate into an empty database or schema, or delete the threads from the target"
+        hint = _make_room(sink)
         if unfinished and unfinished[0].options.get("source") == source.label:
             hint = (
                 f"run {unfinished[0].run_id} from this source was interrupted, and the source has changed"
@@ -303,20 +323,22 @@ def _first_existing(sink: Sink, spool: Spool) -> str | None:
     return None
 
 
-def _batches(records: Iterable[Record], run: Run, meter: Meter) -> Iterator[Batch]:
+def _batches(records: Iterable[Record], run: Run, meter: Meter, *, repeats_values: bool) -> Iterator[Batch]:
     """Cut records into batches: the same ones each time, for the limits that the run began with."""
     options: Mapping[str, Any] = run.options
     max_records, max_bytes = int(options["batch_records"]), int(options["batch_bytes"])
     batch: list[Value | Checkpoint | Write] = []
-    size, number = 0, 0
+    size = repeated = number = 0
     for record in metered(records, meter):
         if isinstance(record, Reject):
             raise TransferError("the source changed while it was read")
         batch.append(record)
         size += content_bytes(record)
-        if len(batch) >= max_records or size >= max_bytes:
+        if repeats_values and isinstance(record, Checkpoint):
+            repeated += sum(ref.size for ref in record.values if ref.data is None)
+        if len(batch) >= max_records or size + repeated >= max_bytes:
             yield _batch(run.run_id, number, batch, size)
-            batch, size, number = [], 0, number + 1
+            batch, size, repeated, number = [], 0, 0, number + 1
     if batch:
         yield _batch(run.run_id, number, batch, size)
 

@@ -114,6 +114,10 @@ class Source(Protocol):
     label: str
     """What messages call it; holds no secret."""
 
+    @property
+    def database(self) -> str | None:
+        """The database whose setup would wait for this snapshot, as the identity of a sink in it begins."""
+
     def count(self) -> int:
         """How many checkpoints there are, for the progress bar."""
 
@@ -143,8 +147,14 @@ class Sink(Protocol):
     """A database that a transfer writes to."""
 
     label: str
-    identity: str
-    """Which database this is, beyond the name it is reached by; the ledger is bound to it."""
+    fresh: str
+    """What an empty target would be, for messages: ``an empty database``."""
+    repeats_values: bool
+    """Whether a checkpoint's row holds all its values, so that a batch grows with what it refers to."""
+
+    @property
+    def identity(self) -> str:
+        """Which database this is, beyond the name it is reached by; the ledger is bound to it."""
 
     def preflight(self) -> Preflight:
         """A fresh check for one transfer."""
@@ -168,3 +178,6 @@ class Sink(Protocol):
         Raises:
             ConflictError: A row is there already.
         """
+
+    def skip(self, batch: Batch) -> None:
+        """See a batch that an interrupted run has committed: later ones may refer to its values."""

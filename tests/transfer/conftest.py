@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +71,30 @@ def rows(dsn: str, schema: str = "public") -> dict[str, list[Any]]:
             ).fetchall()
             for table in TABLES
         }
+
+
+def file_rows(path: Path) -> dict[str, list[Any]]:
+    """Every row of LangGraph's tables in a SQLite file."""
+    with closing(sqlite3.connect(path)) as conn:
+        return {
+            table: conn.execute(f"SELECT * FROM {table} ORDER BY 1, 2, 3, 4, 5").fetchall()
+            for table in ("checkpoints", "writes")
+        }
+
+
+def by_thread(tuples: list[CheckpointTuple]) -> dict[str, list[CheckpointTuple]]:
+    """What a saver listed, for each thread."""
+    threads = defaultdict(list)
+    for item in tuples:
+        threads[item.config["configurable"]["thread_id"]].append(item)
+    return threads
+
+
+def without_carried_snapshots(item: CheckpointTuple) -> CheckpointTuple:
+    """The tuple without a DeltaChannel snapshot.
+
+    The official Postgres saver shows a snapshot in every later checkpoint at the same version, the SQLite one
+    only in the checkpoint that took it. The history is what both must agree on.
+    """
+    values = {k: v for k, v in item.checkpoint["channel_values"].items() if k != "lines"}
+    return item._replace(checkpoint={**item.checkpoint, "channel_values": values})

@@ -55,8 +55,8 @@ class Item(TypedDict):
 
 
 def serde() -> JsonPlusSerializer:
-    """A serializer that knows this module's types, so that reading them warns nobody."""
-    return JsonPlusSerializer(allowed_msgpack_modules=[Colour, Profile, Money])
+    """A serializer that knows these types, so that reading them warns nobody."""
+    return JsonPlusSerializer(allowed_msgpack_modules=[Colour, Profile, Money, bytearray])
 
 
 def _answer(state: Chat) -> Chat:

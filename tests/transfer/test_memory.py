@@ -18,6 +18,7 @@ from pathlib import Path
 from persistence import transfer
 report = transfer.migrate(Path(sys.argv[1]), sys.argv[2], archive=Path(sys.argv[3]))
 assert report.verified
+assert transfer.migrate(sys.argv[2], f"sqlite:///{sys.argv[3]}.db").verified
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 MEGABYTE = 1_000_000
@@ -25,14 +26,15 @@ MEGABYTE = 1_000_000
 
 @pytest.fixture
 def sources(tmp_path: Path) -> list[Path]:
-    """One thread each, 10 and 90 MB of values that differ."""
-    paths = []
+    """One thread each, 10 and 90 MB of values that differ, and one that every checkpoint repeats."""
+    paths, same = [], ["x" * (MEGABYTE // 2)]
     for size in (10, 90):
         path = tmp_path / f"{size}.db"
         with make.database(path) as saver:
             saver.conn.execute("PRAGMA synchronous = OFF")
             for number in range(size * 2):
-                make.put(saver, "t", {"c": [os.urandom(MEGABYTE // 2)]}, versions={"c": number})
+                values = {"c": [os.urandom(MEGABYTE // 2)], "same": same}
+                make.put(saver, "t", values, versions={"c": number, "same": "1"})
         paths.append(path)
     return paths
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from langchain_core.messages import HumanMessage
-from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
@@ -19,24 +17,13 @@ from langgraph.types import Command
 from persistence import transfer
 from persistence.errors import ArchiveError, ConflictError, VerificationError
 from tests.transfer import graphs
-from tests.transfer.conftest import postgres_tuples, rows, sqlite_tuples
-
-
-def by_thread(tuples: list[CheckpointTuple]) -> dict[str, list[CheckpointTuple]]:
-    threads = defaultdict(list)
-    for item in tuples:
-        threads[item.config["configurable"]["thread_id"]].append(item)
-    return threads
-
-
-def without_carried_snapshots(item: CheckpointTuple) -> CheckpointTuple:
-    """The tuple without a DeltaChannel snapshot.
-
-    The official Postgres saver shows a snapshot in every later checkpoint at the same version, the SQLite one
-    only in the checkpoint that took it. The history below is what both must agree on.
-    """
-    values = {k: v for k, v in item.checkpoint["channel_values"].items() if k != "lines"}
-    return item._replace(checkpoint={**item.checkpoint, "channel_values": values})
+from tests.transfer.conftest import (
+    by_thread,
+    postgres_tuples,
+    rows,
+    sqlite_tuples,
+    without_carried_snapshots,
+)
 
 
 @pytest.mark.parametrize("by_archive", [False, True], ids=["direct", "archive"])

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection, Connection, errors, waiting
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow, dict_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from persistence.backends.postgres.deadline import DEADLINE
@@ -310,3 +310,16 @@ def _parameters(dsn: Dsn) -> dict[str, Any]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def database_identity(conn: Connection[Any]) -> str:
+    """The server's own identifier and the database: a restored copy is another one."""
+    cursor = conn.cursor(row_factory=tuple_row)
+    allowed, oid, name = cursor.execute(
+        "SELECT has_function_privilege('pg_control_system()', 'EXECUTE'), d.oid::text, d.datname"
+        " FROM pg_database d WHERE d.datname = current_database()"
+    ).fetchall()[0]
+    system = "unknown"
+    if allowed:
+        system = cursor.execute("SELECT system_identifier::text FROM pg_control_system()").fetchall()[0][0]
+    return f"postgresql:{system}/{oid}/{name}"

@@ -80,7 +80,9 @@ class PostgresPreflight(Findings):
             )
             self._blobs.setdefault(key, (ref.sha256, ref.delta))
         else:
-            clash = blob is not None and not (ref is None and blob[1])
+            # What our own savers keep in the row beside the version's value.
+            beside = ref is not None and ref.data is not None and inline_json(ref.type, ref.data) is None
+            clash = beside or (blob is not None and not (ref is None and blob[1]))
             # An absence beside a scalar is fine, as neither is a blob; the scalar is what would clash.
             self._others[key] = ref is None and self._others.get(key, True)
         if clash:

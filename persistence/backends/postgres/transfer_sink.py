@@ -18,7 +18,7 @@ import psycopg
 from psycopg import ClientCursor, errors
 from psycopg.rows import tuple_row
 
-from persistence.backends.postgres.connection import connect, translate
+from persistence.backends.postgres.connection import connect, database_identity, translate
 from persistence.backends.postgres.transfer_preflight import PostgresPreflight
 from persistence.errors import ConflictError, TransferError
 from persistence.transfer.canonical import inline_json
@@ -54,6 +54,9 @@ _columns = struct.Struct("!h").pack
 class PostgresSink:
     """A Postgres database that a transfer writes to. A context manager."""
 
+    fresh = "an empty database or schema"
+    repeats_values = False
+
     def __init__(self, provider: Provider) -> None:
         self.label = str(provider.dsn)
         self._provider = provider
@@ -65,7 +68,11 @@ class PostgresSink:
             encoding = self._conn.info.parameter_status("server_encoding")
             if encoding != "UTF8":
                 raise TransferError(f"{self.label} has the encoding {encoding}, not UTF8")
-            self.identity = _identity(self._conn, self._provider.settings.db_schema)
+            schema = self._provider.settings.db_schema
+            if schema is None:
+                row = self._conn.cursor(row_factory=tuple_row).execute("SELECT current_schema()").fetchone()
+                schema = row[0] if row else None
+            self.identity = f"{database_identity(self._conn)}/{schema}"
             self._stack = stack.pop_all()
         return self
 
@@ -149,6 +156,9 @@ class PostgresSink:
                 ],
             )
 
+    def skip(self, batch: Batch) -> None:
+        """See :class:`persistence.transfer.records.Sink`; each value has a row of its own."""
+
     def execute(self, statement: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """One statement of the ledger, in its own transaction."""
         with self.errors():
@@ -223,19 +233,6 @@ class PostgresLedger:
             " finished_at = CASE WHEN %s = 'finished' THEN now() END WHERE run_id = %s",
             [state, _json(totals), state, run_id],
         )
-
-
-def _identity(conn: Connection[Any], schema: str | None) -> str:
-    """The server's own identifier, the database and the schema: a restored copy is another target."""
-    cursor = conn.cursor(row_factory=tuple_row)
-    allowed, oid, name, current = cursor.execute(
-        "SELECT has_function_privilege('pg_control_system()', 'EXECUTE'), d.oid::text, d.datname,"
-        " current_schema() FROM pg_database d WHERE d.datname = current_database()"
-    ).fetchall()[0]
-    system = "unknown"
-    if allowed:
-        system = cursor.execute("SELECT system_identifier::text FROM pg_control_system()").fetchall()[0][0]
-    return f"postgresql:{system}/{oid}/{name}/{schema or current}"
 
 
 def _blob_row(value: Value) -> list[bytes]:

@@ -8,14 +8,14 @@ our own savers (see ``persistence.backends.postgres.values``) over a blob.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from persistence.backends.postgres.connection import connect, translate
+from persistence.backends.postgres.connection import connect, database_identity, translate
 from persistence.backends.postgres.values import is_marker, unmark
 from persistence.errors import SourceError
 from persistence.transfer.canonical import (
@@ -36,27 +36,52 @@ if TYPE_CHECKING:
     from persistence.contract import Provider
 
 _FETCH = 500
+_FETCH_BYTES = 4_000_000
 _THREADS_AT_ONCE = 5_000
 
-# COLLATE "C" is the order of UTF-8 bytes, whatever the database's own collation. The hashes are computed
-# in the database, so that checking a remote one does not carry its data over.
-_BLOBS = """
-SELECT thread_id, checkpoint_ns, channel, version, type, sha256(coalesce(blob, '')),
-       substring(blob FROM 1 FOR 6), octet_length(blob), {data}
-FROM checkpoint_blobs WHERE type <> 'empty' {where}
+
+class _Query(NamedTuple):
+    """A table in order: COLLATE "C" is that of UTF-8 bytes, whatever the database's own collation."""
+
+    name: str
+    columns: str
+    """With a place for the column that is only wanted with the data."""
+    data: str
+    size: str
+    """About how many bytes a row sends."""
+    rest: str
+
+
+# The hashes are computed in the database, so that checking a remote one does not carry its data over.
+_BLOBS = _Query(
+    "blobs",
+    "thread_id, checkpoint_ns, channel, version, type, sha256(coalesce(blob, '')),"
+    " substring(blob FROM 1 FOR 6), octet_length(blob), {data}",
+    "blob",
+    "octet_length(blob)",
+    """FROM checkpoint_blobs WHERE type <> 'empty' {where}
 ORDER BY thread_id COLLATE "C", checkpoint_ns COLLATE "C", channel COLLATE "C", version COLLATE "C"
-"""
-_CHECKPOINTS = """
-SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint::text, metadata::text
-FROM checkpoints WHERE true {where}
+""",
+)
+_CHECKPOINTS = _Query(
+    "checkpoints",
+    "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint::text, metadata::text",
+    "",
+    "4 * (pg_column_size(checkpoint) + pg_column_size(metadata))",  # it may be stored compressed
+    """FROM checkpoints WHERE true {where}
 ORDER BY thread_id COLLATE "C", checkpoint_ns COLLATE "C", checkpoint_id COLLATE "C"
-"""
-_WRITES = """
-SELECT thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, sha256(blob), {data}
-FROM checkpoint_writes WHERE true {where}
+""",
+)
+_WRITES = _Query(
+    "writes",
+    "thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, sha256(blob), {data}",
+    "blob",
+    "octet_length(blob)",
+    """FROM checkpoint_writes WHERE true {where}
 ORDER BY thread_id COLLATE "C", checkpoint_ns COLLATE "C", checkpoint_id COLLATE "C",
          task_id COLLATE "C", idx
-"""
+""",
+)
 
 
 class PostgresSource:
@@ -82,6 +107,12 @@ class PostgresSource:
     ) -> None:
         self._stack.close()
 
+    @property
+    def database(self) -> str:
+        """See :class:`persistence.transfer.records.Source`."""
+        with self._errors():
+            return database_identity(self._conn)
+
     def count(self) -> int:
         """How many checkpoints the snapshot has."""
         with self._errors():
@@ -100,9 +131,9 @@ class PostgresSource:
                 yield from self._some(held[start : start + _THREADS_AT_ONCE], data=data)
 
     def _some(self, threads: Sequence[str] | None, *, data: bool) -> Iterator[Record]:
-        blobs = _Ahead(self._rows("blobs", _BLOBS, threads, "blob" if data else "NULL"))
-        checkpoints = _Ahead(self._rows("checkpoints", _CHECKPOINTS, threads))
-        writes = _Ahead(self._rows("writes", _WRITES, threads, "blob" if data else "NULL"))
+        blobs = _Ahead(self._rows(_BLOBS, threads, data=data))
+        checkpoints = _Ahead(self._rows(_CHECKPOINTS, threads, data=data))
+        writes = _Ahead(self._rows(_WRITES, threads, data=data))
         while heads := [stream.row for stream in (blobs, checkpoints, writes) if stream.row]:
             thread = min(row[0] for row in heads)
             while heads := [s.row for s in (blobs, checkpoints) if s.row and s.row[0] == thread]:
@@ -115,6 +146,8 @@ class PostgresSource:
         self, thread: str, ns: str, blobs: _Ahead, checkpoints: _Ahead, *, data: bool
     ) -> Iterator[Record]:
         held: dict[tuple[str, str], _Blob] = {}
+        # Values that no checkpoint can refer to are no content; a thread may have nothing else.
+        data = data and checkpoints.row is not None and checkpoints.row[:2] == (thread, ns)
         for _, _, channel, version, type_, digest, start, size, blob in blobs.take((thread, ns)):
             delta = type_ == "msgpack" and is_delta(start or b"")
             held[channel, version] = _Blob(type_, digest, size or 0, delta)
@@ -126,25 +159,51 @@ class PostgresSource:
             except NotCanonicalError as error:
                 yield Reject(thread, ns, row[2], str(error))
 
-    def _rows(
-        self, name: str, statement: str, threads: Sequence[str] | None, data: str = ""
-    ) -> Iterator[tuple[Any, ...]]:
-        """All rows of a statement through a server-side cursor, so that memory stays bounded."""
+    def _rows(self, query: _Query, threads: Sequence[str] | None, *, data: bool) -> Iterator[tuple[Any, ...]]:
+        """All rows in order, some at a time, so that memory stays bounded whatever their size."""
+        columns = query.columns.format(data=query.data if data else "NULL")
+        rows = self._declare(query.name, f"SELECT {columns} {query.rest}", threads)
+        if data or not query.data:
+            sizes = self._declare(f"{query.name}_sizes", f"SELECT {query.size} {query.rest}", threads)
+            for count in _counts(sizes):
+                yield from rows(count)
+        else:
+            while some := rows(_FETCH):
+                yield from some
+
+    def _declare(self, name: str, statement: str, threads: Sequence[str] | None) -> _Fetch:
+        """A server-side cursor; gives its next rows."""
         cursor = self._cursor()
-        cursor_name = f"transfer_{name}"
         where = "" if threads is None else "AND thread_id = ANY(%s)"
-        args = None if threads is None else [list(threads)]
-        declare = f"DECLARE {cursor_name} NO SCROLL CURSOR FOR {statement.format(where=where, data=data)}"
-        cursor.execute(declare.encode(), args)
-        while rows := cursor.execute(f"FETCH {_FETCH} FROM {cursor_name}".encode()).fetchall():
-            yield from rows
-        cursor.execute(f"CLOSE {cursor_name}".encode())
+        # One that an earlier call left, which may not have been read to its end.
+        if cursor.execute("SELECT 1 FROM pg_cursors WHERE name = %s", [f"transfer_{name}"]).fetchone():
+            cursor.execute(f"CLOSE transfer_{name}".encode())
+        declare = f"DECLARE transfer_{name} NO SCROLL CURSOR FOR {statement.format(where=where)}"
+        cursor.execute(declare.encode(), None if threads is None else [list(threads)])
+        return lambda count: cursor.execute(f"FETCH {count} FROM transfer_{name}".encode()).fetchall()
 
     def _cursor(self) -> Cursor[tuple[Any, ...]]:
         return self._conn.cursor(binary=True, row_factory=tuple_row)
 
     def _errors(self) -> _ReadErrors:
         return _ReadErrors(self.label)
+
+
+_Fetch = Callable[[int], list[tuple[Any, ...]]]
+
+
+def _counts(sizes: _Fetch) -> Iterator[int]:
+    """How many rows to fetch, each time, so that they have a bounded number of bytes: or one row."""
+    count = total = 0
+    while rows := sizes(_FETCH):
+        for (size,) in rows:
+            if count and (count == _FETCH or total + (size or 0) > _FETCH_BYTES):
+                yield count
+                count = total = 0
+            count += 1
+            total += size or 0
+    if count:
+        yield count
 
 
 class _Blob(NamedTuple):

@@ -55,29 +55,14 @@ class _Spliced:
         self._cipher = cipher
 
     def seal(self, put: Put, values: Mapping[str, Any]) -> Typed:
-        size, rest = _map_parts(put.packed)
-        has_values = put.has_values or bool(values)
-        parts = [_map_header(size + has_values), rest]
-        if has_values:
-            parts += (_CHANNEL_VALUES, _map_header(len(values)))
-            for channel, blob in values.items():
-                parts += (_packed_name(channel), blob)
-        packed = b"".join(parts)
+        packed = joined(put.packed, values if put.has_values or values else None)
         if self._cipher is None:
             return "msgpack", packed
         name, sealed = self._cipher.encrypt(packed)
         return f"msgpack+{name}", sealed
 
     def given(self, value: Any) -> bytes:
-        type_, blob = self._plain.dumps_typed(value)
-        if type_ == "msgpack":
-            return blob
-        if type_ == "null":
-            return _NIL
-        if type_ == "bytes":
-            return _pack(blob)
-        # The map would give a bytearray back as bytes; a constructor keeps the type.
-        return _pack(ormsgpack.Ext(EXT_CONSTRUCTOR_SINGLE_ARG, _pack(("builtins", "bytearray", bytes(blob)))))
+        return inside_map(*self._plain.dumps_typed(value))
 
     def open(self, row: Typed) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         type_, blob = row
@@ -124,6 +109,29 @@ def codec_for(serde: SerializerProtocol) -> Codec:
     if writes_plain_msgpack(plain) and not plain.pickle_fallback:
         return _Spliced(serde, plain, cipher)
     return _Whole(serde)
+
+
+def joined(body: bytes, values: Mapping[str, bytes] | None) -> bytes:
+    """A row: the packed checkpoint with its values, in the form of :func:`inside_map`, put into it."""
+    size, rest = _map_parts(body)
+    if values is None:
+        return _map_header(size) + rest
+    parts = [_map_header(size + 1), rest, _CHANNEL_VALUES, _map_header(len(values))]
+    for channel, blob in values.items():
+        parts += (_packed_name(channel), blob)
+    return b"".join(parts)
+
+
+def inside_map(type_: str, blob: bytes) -> bytes:
+    """A value that the serializer gave as this type and these bytes, as it stands inside a msgpack map."""
+    if type_ == "msgpack":
+        return blob
+    if type_ == "null":
+        return _NIL
+    if type_ == "bytes":
+        return _pack(blob)
+    # The map would give a bytearray back as bytes; a constructor keeps the type.
+    return _pack(ormsgpack.Ext(EXT_CONSTRUCTOR_SINGLE_ARG, _pack(("builtins", "bytearray", bytes(blob)))))
 
 
 def load_metadata(text: bytes | str | None) -> dict[str, Any]:

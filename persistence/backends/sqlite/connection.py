@@ -126,7 +126,7 @@ class SqliteDatabase:
         return conn
 
     def _connect_file(self, path: Path, readonly: bool) -> sqlite3.Connection:
-        self._check_path(path)
+        self.check_path(path)
         readonly = readonly or (path.exists() and not os.access(path, os.W_OK))
         conn: sqlite3.Connection | None = None
         try:
@@ -180,7 +180,7 @@ class SqliteDatabase:
             else:
                 return
 
-    def _check_path(self, path: Path) -> None:
+    def check_path(self, path: Path) -> None:
         """Find what SQLite would only call "unable to open database file"."""
         try:
             if path.is_dir():

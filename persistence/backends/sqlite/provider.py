@@ -12,14 +12,16 @@ from persistence.dsn import Dsn
 from persistence.settings import Settings
 
 if TYPE_CHECKING:
-    from persistence.transfer.records import Source
+    from persistence.transfer.records import Sink, Source
 
 
 class SqliteProvider(Provider):
     """``sqlite://``: a file, or a database in memory that this provider's openings share."""
 
     schemes = ("sqlite",)
-    capabilities = frozenset({Capability.DURABLE, Capability.STORE, Capability.TABLES, Capability.SOURCE})
+    capabilities = frozenset(
+        {Capability.DURABLE, Capability.STORE, Capability.TABLES, Capability.SOURCE, Capability.SINK}
+    )
 
     def __init__(self, dsn: Dsn, settings: Settings) -> None:
         super().__init__(dsn, settings)
@@ -52,3 +54,9 @@ class SqliteProvider(Provider):
         from persistence.backends.sqlite.transfer import SqliteSource
 
         return SqliteSource(self)
+
+    def sink(self) -> AbstractContextManager[Sink]:
+        """The target of a transfer."""
+        from persistence.backends.sqlite.transfer_sink import SqliteSink
+
+        return SqliteSink(self)

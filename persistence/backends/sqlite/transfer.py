@@ -66,6 +66,8 @@ class SqliteSource:
     A context manager. The file is never created, changed or switched to another journal mode.
     """
 
+    database = None
+
     def __init__(self, provider: Provider) -> None:
         self.label = str(provider.dsn)
         self._path = provider.dsn.path
@@ -179,7 +181,7 @@ class _ThreadReader:
         self._thread_id = thread_id
         self._ns: str | None = None
         self._last: dict[str, _Cached] = {}
-        self._sent: set[tuple[str, str, bytes]] = set()
+        self._sent: set[tuple[str, str, str, bytes]] = set()
 
     def checkpoints(self, rows: Iterator[tuple[Any, ...]], *, data: bool) -> Iterator[Record]:
         for row in rows:
@@ -232,7 +234,7 @@ class _ThreadReader:
         if version is None or inline_json(type_, data) is not None:
             return ValueRef(channel, version, type_, digest, data, len(data), False)
         self._last[channel] = _Cached(version, raw, type_, digest, len(data))
-        if (key := (channel, version, digest)) not in self._sent:
+        if (key := (channel, version, type_, digest)) not in self._sent:
             self._sent.add(key)
             new.append(Value(self._thread_id, self._ns or "", channel, version, type_, digest, data))
         return ValueRef(channel, version, type_, digest, None, len(data), is_delta(raw))

@@ -1,0 +1,280 @@
+"""SQLite as the target of a transfer: each batch in one transaction, with its ledger entry.
+
+Row formats: ``langgraph-checkpoint-sqlite`` 3.1.2. A checkpoint's row is put together from the bytes of its
+values; nothing is deserialised.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import ormsgpack
+
+from persistence.backends.sqlite.codec import inside_map, joined
+from persistence.backends.sqlite.connection import translate
+from persistence.backends.sqlite.transfer_lock import sole_transfer
+from persistence.backends.sqlite.transfer_preflight import SqlitePreflight
+from persistence.errors import ConflictError, ConnectError, TransferError
+from persistence.transfer.canonical import decode_json
+from persistence.transfer.digest import describe
+from persistence.transfer.ledger import Run, State
+from persistence.transfer.records import Batch, Checkpoint, Value, ValueRef, Write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from persistence.backends.sqlite.provider import SqliteProvider
+
+_PUT = """
+INSERT INTO checkpoints
+    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
+VALUES (?, ?, ?, ?, 'msgpack', ?, ?)
+"""
+_PUT_WRITE = """
+INSERT INTO writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, value)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_PUT_ENTRY = """
+INSERT INTO persistence_transfer_batches
+    (run_id, batch_no, thread_id, digest, checkpoints, writes, blobs, bytes, committed_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, strftime('%Y-%m-%d %H:%M:%f', 'now'))
+"""
+_HAS_THREAD = """
+SELECT EXISTS (SELECT 1 FROM checkpoints WHERE thread_id = ?1)
+    OR EXISTS (SELECT 1 FROM writes WHERE thread_id = ?1)
+"""
+_IN_MEMORY = 8_000_000
+
+
+class SqliteSink:
+    """A SQLite file that a transfer writes to; it may not exist yet. A context manager.
+
+    Each transaction has a connection of its own. One that stayed open could lose its locks: closing a file
+    gives up all locks that the process has on it, and a source that reads the same file opens and closes it.
+    """
+
+    fresh = "a file that does not exist yet"
+    repeats_values = True
+
+    def __init__(self, provider: SqliteProvider) -> None:
+        self.label = str(provider.dsn)
+        self._database = provider.database
+
+    def __enter__(self) -> SqliteSink:
+        if self._database.path is None:
+            raise TransferError(
+                f"{self.label} is in memory, so what is moved there would be lost at once",
+                hint="name a file: sqlite:///chat.db",
+            )
+        self._path: Path = self._database.path
+        self._database.check_path(self._path)
+        if self._path.exists():
+            self._database.connect(readonly=True).close()
+        self._values = _Values()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._values.close()
+        self._database.tidy()
+
+    @property
+    def identity(self) -> str:
+        """The file itself, whatever its name: a copy is another target."""
+        return f"sqlite:{self._path.stat().st_ino if self._path.exists() else 'new'}"
+
+    def preflight(self) -> SqlitePreflight:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return SqlitePreflight()
+
+    def ledger(self) -> SqliteLedger:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return SqliteLedger(self)
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return sole_transfer(self._path, self.label)
+
+    def existing(self, threads: Sequence[str]) -> set[str]:
+        """See :class:`persistence.transfer.records.Sink`. A file that is not there is not made."""
+        if not self._path.exists():
+            return set()
+        with self.errors(), closing(self._database.connect(readonly=True)) as conn:
+            return {thread for thread in threads if conn.execute(_HAS_THREAD, (thread,)).fetchone()[0]}
+
+    def write(self, batch: Batch) -> None:
+        """See :class:`persistence.transfer.records.Sink`."""
+        entry = batch.entry
+        with self.transaction() as conn:
+            for record in batch.records:
+                self._insert(conn, record)
+            conn.execute(
+                _PUT_ENTRY,
+                (
+                    entry.run_id,
+                    entry.number,
+                    entry.thread_id,
+                    entry.digest,
+                    entry.checkpoints,
+                    entry.writes,
+                    entry.values,
+                    entry.bytes,
+                ),
+            )
+
+    def skip(self, batch: Batch) -> None:
+        """See :class:`persistence.transfer.records.Sink`."""
+        for record in batch.records:
+            if isinstance(record, Value):
+                self._values.add(record)
+
+    def rows(self, statement: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """What a query of the ledger gives. A file that is not there is not made."""
+        if not self._path.exists():
+            return []
+        with self.errors(), closing(self._database.connect(readonly=True)) as conn:
+            return conn.execute(statement, args).fetchall()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A block that is committed at its end, or not at all."""
+        with self.errors(), closing(self._database.connect()) as conn:
+            conn.execute("BEGIN IMMEDIATE")
+            yield conn
+            conn.execute("COMMIT")
+
+    def _insert(self, conn: sqlite3.Connection, record: Value | Checkpoint | Write) -> None:
+        try:
+            match record:
+                case Value():
+                    self._values.add(record)
+                case Checkpoint():
+                    key = (record.thread_id, record.checkpoint_ns, record.checkpoint_id, record.parent_id)
+                    conn.execute(_PUT, (*key, self._packed(record), record.metadata))
+                case Write():
+                    conn.execute(_PUT_WRITE, (*record[:8], record.data or b""))
+        except sqlite3.IntegrityError:
+            raise ConflictError(
+                f"{self.label} holds a row that the transfer brings: {describe(record)}",
+                hint="something else wrote to the target meanwhile; what was committed before stays and is"
+                " continued by running the command again",
+            ) from None
+
+    def _packed(self, record: Checkpoint) -> bytes:
+        """The checkpoint with its values as one msgpack map."""
+        values = {}
+        for ref in record.values:
+            if ref.data is not None:
+                values[ref.channel] = inside_map(ref.type, ref.data)
+            elif (held := self._values.get(record, ref)) is not None:
+                values[ref.channel] = inside_map(ref.type, held)
+            else:
+                raise TransferError(f"{describe(record)}: the value of channel {ref.channel!r} is missing")
+        return joined(ormsgpack.packb(decode_json(record.body)), values)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """A block in which SQLite's errors become ours."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            if (ours := translate(error, self.label)) is not None:
+                raise ours from None
+            if "locked" in str(error):
+                raise ConnectError(f"another process is writing to {self.label}: {error}") from None
+            raise TransferError(f"{self.label} refused the data: {error}") from None
+
+
+class SqliteLedger:
+    """The tables ``persistence_transfers`` and ``persistence_transfer_batches``."""
+
+    def __init__(self, sink: SqliteSink) -> None:
+        self._sink = sink
+
+    def runs(self) -> list[Run]:
+        """See :class:`persistence.transfer.ledger.Ledger`."""
+        rows = self._sink.rows(
+            "SELECT run_id, source_fingerprint, target_identity, state, options, totals"
+            " FROM persistence_transfers ORDER BY started_at DESC, run_id"
+        )
+        return [
+            Run(
+                run_id,
+                fingerprint,
+                identity,
+                cast(State, state),
+                msgspec.json.decode(options),
+                msgspec.json.decode(totals) if totals else None,
+            )
+            for run_id, fingerprint, identity, state, options, totals in rows
+        ]
+
+    def begin(self, run: Run) -> None:
+        """See :class:`persistence.transfer.ledger.Ledger`."""
+        with self._sink.transaction() as conn:
+            conn.execute(
+                "INSERT INTO persistence_transfers (run_id, source_fingerprint, target_identity, started_at,"
+                " state, options) VALUES (?, ?, ?, strftime('%Y-%m-%d %H:%M:%f', 'now'), ?, ?)",
+                (run.run_id, run.source_fingerprint, run.target_identity, run.state, _json(run.options)),
+            )
+
+    def committed(self, run_id: str) -> Mapping[int, str]:
+        """See :class:`persistence.transfer.ledger.Ledger`."""
+        return dict(
+            self._sink.rows(
+                "SELECT batch_no, digest FROM persistence_transfer_batches WHERE run_id = ?", (run_id,)
+            )
+        )
+
+    def advance(self, run_id: str, state: State, totals: Mapping[str, Any]) -> None:
+        """See :class:`persistence.transfer.ledger.Ledger`."""
+        with self._sink.transaction() as conn:
+            conn.execute(
+                "UPDATE persistence_transfers SET state = ?1, totals = ?2, finished_at ="
+                " CASE WHEN ?1 = 'finished' THEN strftime('%Y-%m-%d %H:%M:%f', 'now') END WHERE run_id = ?3",
+                (state, _json(totals), run_id),
+            )
+
+
+class _Values:
+    """The values of one thread and namespace, which its checkpoints repeat: a temporary file and an index."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed by close()
+        self._at: dict[tuple[str, str, str, bytes], tuple[int, int]] = {}
+        self._place: tuple[str, str] | None = None
+
+    def add(self, value: Value) -> None:
+        """Keep a value, and forget those of another namespace."""
+        if (place := value[:2]) != self._place:
+            self._place = place
+            self._at.clear()
+            self._file.seek(0)
+            self._file.truncate()
+        start = self._file.seek(0, 2)
+        self._file.write(value.data)
+        self._at[value.channel, value.version, value.type, value.sha256] = (start, len(value.data))
+
+    def get(self, checkpoint: Checkpoint, ref: ValueRef) -> bytes | None:
+        """What a checkpoint refers to."""
+        if checkpoint[:2] != self._place or ref.version is None:
+            return None
+        held = self._at.get((ref.channel, ref.version, ref.type, ref.sha256))
+        if held is None:
+            return None
+        self._file.seek(held[0])
+        return self._file.read(held[1])
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,231 @@
+"""Killed at any instant and run again, the rows in the SQLite file are those of one clean run."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from persistence import transfer
+from persistence.errors import ConflictError, PersistenceError, TransferError
+from persistence.registry import provider_for
+from tests.transfer import make
+from tests.transfer.conftest import file_rows, sqlite_tuples
+from tests.transfer.test_resume import finish, source
+
+__all__ = ["source"]
+
+# The engine with tiny batches, and a place to die: before a batch, with its rows inserted but not committed,
+# or after its commit.
+SCRIPT = """
+import os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+from persistence import transfer
+from persistence.backends.sqlite.transfer_sink import SqliteSink
+from persistence.transfer import engine
+engine.BATCH_RECORDS = 9
+source, target, die_at = sys.argv[1:4]
+steps = 0
+def step():
+    global steps
+    steps += 1
+    if steps == int(die_at):
+        os.kill(os.getpid(), signal.SIGKILL)
+write, transaction = SqliteSink.write, SqliteSink.transaction
+@contextmanager
+def traced(self):
+    with transaction(self) as conn:
+        yield conn
+        if writing:
+            step()
+writing = False
+def traced_write(self, batch):
+    global writing
+    step()
+    writing = True
+    write(self, batch)
+    writing = False
+    step()
+SqliteSink.write, SqliteSink.transaction = traced_write, traced
+print("ready", flush=True)
+report = transfer.migrate(source if "://" in source else Path(source), f"sqlite:///{target}")
+print(report.to_json())
+"""
+
+
+def run(source: Path | str, target: Path, *, die_at: int = 0) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(source), str(target), str(die_at)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def origin(request: pytest.FixtureRequest, source: Path) -> Path | str:
+    """The same threads; Postgres sends the values of a namespace before its checkpoints."""
+    if request.param == "sqlite":
+        return source
+    dsn: str = request.getfixturevalue("postgres_dsn")
+    transfer.migrate(source, dsn)
+    return dsn
+
+
+def test_killed_around_every_commit(source: Path, origin: Path | str, tmp_path: Path) -> None:
+    transfer.migrate(source, f"sqlite:///{tmp_path}/clean.db")
+    killed = tmp_path / "killed.db"
+    # Before, inside and after the transaction of a batch, in turn; each run goes on where the last one died.
+    for die_at in [1, 2, 3, 6, 8]:
+        assert finish(run(origin, killed, die_at=die_at)) == -signal.SIGKILL
+    assert finish(run(origin, killed)) == 0
+    assert file_rows(killed) == file_rows(tmp_path / "clean.db")
+    assert sqlite_tuples(killed) == sqlite_tuples(source)
+    report = transfer.migrate(origin, f"sqlite:///{killed}")
+    assert report.already_done
+    assert report.verified
+    assert not [path.name for path in tmp_path.glob("killed.db-*")]
+
+
+def test_killed_at_random_instants(source: Path, tmp_path: Path) -> None:
+    transfer.migrate(source, f"sqlite:///{tmp_path}/clean.db")
+    killed = tmp_path / "killed.db"
+    choose = random.Random(11)  # noqa: S311 - instants, not secrets
+    for _ in range(3):
+        process = run(source, killed)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(choose.uniform(0, 0.6))
+        process.kill()
+        process.communicate()
+    assert finish(run(source, killed)) == 0
+    assert file_rows(killed) == file_rows(tmp_path / "clean.db")
+
+
+def interrupted(source: Path, target: Path) -> str:
+    assert finish(run(source, target, die_at=9)) == -signal.SIGKILL
+    return f"sqlite:///{target}"
+
+
+def test_resumed_run_reports_what_was_there(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "chat.db"
+    report = transfer.migrate(source, interrupted(source, target))
+    assert report.batches_skipped == 3
+    assert report.batches_written > 0
+    assert report.verified
+    with closing(sqlite3.connect(target)) as conn:
+        runs = conn.execute(
+            "SELECT run_id, state, finished_at >= started_at, target_identity FROM persistence_transfers"
+        ).fetchall()
+        batches = conn.execute("SELECT count(*) FROM persistence_transfer_batches").fetchone()
+    assert runs == [(report.run_id, "finished", 1, f"sqlite:{target.stat().st_ino}")]
+    assert batches == (report.batches_written + report.batches_skipped,)
+
+
+def test_source_changed_since(source: Path, tmp_path: Path) -> None:
+    changed, target = Path(shutil.copy(source, tmp_path / "source.db")), tmp_path / "chat.db"
+    interrupted(changed, target)
+    before = file_rows(target)
+    make.execute(changed, "DELETE FROM writes")
+    with pytest.raises(ConflictError) as raised:
+        transfer.migrate(changed, f"sqlite:///{target}")
+    assert "has changed since" in str(raised.value)
+    assert file_rows(target) == before
+
+
+def test_a_renamed_target_goes_on_and_a_copy_is_another(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "chat.db"
+    interrupted(source, target)
+    transfer.verify(target, target)  # by a reader, which empties the log into the file
+    with provider_for(f"sqlite:///{target}").sink():
+        pass
+    copied, renamed = shutil.copy(target, tmp_path / "copy.db"), target.rename(tmp_path / "renamed.db")
+    with pytest.raises(ConflictError):
+        transfer.migrate(source, f"sqlite:///{copied}")
+    assert transfer.migrate(source, f"sqlite:///{renamed}").batches_skipped == 3
+
+
+def test_batches_that_are_not_the_same_are_refused(source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "chat.db"
+    interrupted(source, target)
+    make.execute(target, "UPDATE persistence_transfer_batches SET digest = 'x' WHERE batch_no = 1")
+    before = file_rows(target)
+    with pytest.raises(TransferError, match="batch 1"):
+        transfer.migrate(source, f"sqlite:///{target}")
+    assert file_rows(target) == before
+
+
+def test_two_at_once(source: Path, tmp_path: Path) -> None:
+    processes = [run(source, tmp_path / "chat.db") for _ in range(3)]
+    assert [finish(process) for process in processes] == [0, 0, 0]
+    transfer.migrate(source, f"sqlite:///{tmp_path}/clean.db")
+    assert file_rows(tmp_path / "chat.db") == file_rows(tmp_path / "clean.db")
+
+
+def test_second_is_refused_while_the_first_runs(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persistence.backends.sqlite.transfer_lock._LOCK_WAIT", 0.3)
+    dsn = f"sqlite:///{tmp_path}/chat.db"
+    with provider_for(dsn).sink() as sink, sink.exclusive():
+        with pytest.raises(ConflictError, match="under way"):
+            transfer.migrate(source, dsn)
+        assert transfer.migrate(source, f"sqlite:///{tmp_path}/other.db").verified
+    assert transfer.migrate(source, dsn).verified
+    assert not (tmp_path / "chat.db-transfer").exists()
+
+
+def test_a_row_written_meanwhile_is_a_conflict(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application is already running on the target: its row is not overwritten."""
+    monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
+    target = tmp_path / "chat.db"
+    ids = [row[2] for row in file_rows(source)["checkpoints"] if row[0] == "long"]
+
+    def write_to_target(phase: transfer.Phase, done: int, total: int, unit_bytes: int) -> None:
+        if phase == "write" and ids:
+            with closing(sqlite3.connect(target)) as conn, conn:
+                conn.executemany(
+                    "INSERT INTO checkpoints VALUES ('long', '', ?, NULL, 'msgpack', x'80', '{}')",
+                    [[ids.pop()] for _ in range(3)],
+                )
+                ids.clear()
+
+    with pytest.raises(ConflictError, match="holds a row that the transfer brings: thread 'long'"):
+        transfer.migrate(source, f"sqlite:///{target}", progress=write_to_target)
+    make.execute(target, "DELETE FROM checkpoints WHERE checkpoint = x'80'")
+    assert transfer.migrate(source, f"sqlite:///{target}").verified
+
+
+def test_a_target_without_room(source: Path, tmp_path: Path, open_folder: Path) -> None:
+    """A folder where nothing can be made: a clear error, and the file that is there stays as it is."""
+    readable, target = (Path(shutil.copy(source, open_folder / name)) for name in ("source.db", "chat.db"))
+    for table in ("checkpoints", "writes"):
+        make.execute(target, f"DELETE FROM {table}")
+    before = target.read_bytes()
+    target.chmod(0o444)
+    open_folder.chmod(0o555)
+    as_root = os.geteuid() == 0
+    if as_root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(PersistenceError) as raised:
+            transfer.migrate(readable, f"sqlite:///{target}")
+    finally:
+        if as_root:
+            os.seteuid(0)
+        open_folder.chmod(0o777)
+    assert "readonly database" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert target.read_bytes() == before
