@@ -1,0 +1,105 @@
+"""Each runbook does what it says: its commands, followed literally, against a real Postgres."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import DOCS, Block, Command, blocks, commands
+from tests.docs.running import PageRun
+from tests.support import clean_environment
+
+PAGE = DOCS / "runbooks.md"
+TALK = "python chat.py"
+
+
+# What the application says at the end of each section. The sections of a story follow one another: each
+# begins where the ones before it have left both databases.
+STORIES = {
+    "there, back, lost and found": {
+        "Cut-over": "4 messages so far",
+        "What was written is to be kept": "6 messages so far",
+        "Data recovery": "",
+        "Beforehand": "",
+        "From an archive": "6 messages so far",
+        "From a dump or a copy of the file": "",
+        "Permanent rollback": "6 messages so far",
+    },
+    "there and back at once": {
+        "Rollback within five minutes": "",
+        "Nothing was written since": "4 messages so far",
+    },
+}
+BEFORE = {
+    "there, back, lost and found": [],
+    "there and back at once": ["persistence migrate env:SQLITE env:POSTGRES", "chmod a-w chat.db"],
+}
+# The page's warning: as the target of a rollback the old file is a conflict.
+REFUSED = "! persistence migrate env:POSTGRES env:SQLITE 2>refused"
+
+
+def heading_of(block: Block) -> str:
+    """The nearest heading above a block."""
+    lines = block.page.read_text().splitlines()[: block.line]
+    return next(found[1] for line in reversed(lines) if (found := re.match(r"##+ (.*)", line)))
+
+
+def sections() -> dict[str, list[Block]]:
+    """The page's blocks by the heading they stand under; those above the first one under none."""
+    found: dict[str, list[Block]] = {}
+    first = PAGE.read_text().split("\n## ")[0].count("\n")
+    for block in blocks(PAGE):
+        found.setdefault("" if block.line <= first else heading_of(block), []).append(block)
+    return found
+
+
+def test_every_section_is_in_a_story() -> None:
+    told = {heading for story in STORIES.values() for heading in story}
+    assert sections().keys() - {""} <= told
+    assert all(block.language in ("console", "python") for block in blocks(PAGE))
+    assert all(block.remark == "run by tests/docs/test_runbooks.py" for block in blocks(PAGE))
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_runbooks(story: str, tmp_path: Path, postgres_dsn: str) -> None:
+    found = sections()
+    (exports,), (program,) = (
+        [block for block in found[""] if block.language == language] for language in ("console", "python")
+    )
+    assert program.file_name == "chat.py"
+    (tmp_path / "chat.py").write_text(program.text)
+    lines = ["set -eu", *(command.text for command in commands(exports))]
+    lines += [f"PERSISTENCE_DSN=$SQLITE {TALK}", *BEFORE[story]]
+    checked: list[tuple[str, Command]] = []
+    for heading in STORIES[story]:
+        for block in found.get(heading, []):
+            for command in commands(block):
+                lines += [f"echo '@@ {len(checked)}'", command.text]
+                checked.append((heading, command))
+    lines += ["echo '@@ end'", *([] if BEFORE[story] else [REFUSED])]
+    script = PageRun(PAGE, postgres_dsn).own("\n".join(lines))
+    result = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env=clean_environment() | {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+    outputs = re.split(r"^@@ \w+\n", result.stdout, flags=re.MULTILINE)[1:-1]
+    said = dict.fromkeys(STORIES[story], "")
+    for (heading, command), output in zip(checked, outputs, strict=True):
+        for line in command.expected:
+            assert line in output.splitlines(), f"{command.block}: {command.text} printed {output!r}"
+        if command.text == TALK:
+            said[heading] = output.strip()
+    assert said == STORIES[story]
+    if not BEFORE[story]:
+        refused = (tmp_path / "refused").read_text()
+        assert "already has thread '1'" in refused
+        assert "a file that does not exist yet" in refused
