@@ -136,7 +136,8 @@ def gauges() -> dict[str, dict[str, float]]:
 def measured(*names: str) -> Callable[[C], C]:
     """A class decorator: the named methods of a saver are timed while its ``meter`` is set.
 
-    A method that calls another one of them must not be named, or it would count twice.
+    A method that calls another one of them must not be named, or it would count twice; nor one that the class
+    inherits, which LangGraph would take for the class's own.
 
     Example:
         >>> @measured("put", "put_writes", "get_tuple", "list")
@@ -145,7 +146,7 @@ def measured(*names: str) -> Callable[[C], C]:
 
     def decorate(cls: C) -> C:
         for name in names:
-            setattr(cls, name, _timed(getattr(cls, name)))
+            setattr(cls, name, _timed(vars(cls)[name]))
         cls.meter = None  # type: ignore[attr-defined]
         return cls
 

@@ -81,8 +81,12 @@ def wait_for(provider: Provider) -> None:
     Raises:
         ConnectError: It does not answer. Memory does not stand in here, whatever the policy.
     """
+    import stamina
+
     from persistence.opening import make_plan, open_backend
 
+    # Where structlog is installed, stamina tells it of each attempt, and it prints to standard output.
+    stamina.instrumentation.set_on_retry_hooks([])
     settings = provider.settings.model_copy(update={"setup_on_open": False, "fallback": "never"})
     opened = open_backend(make_plan(provider.dsn, settings))
     if opened.backend is not None:

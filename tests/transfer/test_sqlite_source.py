@@ -13,10 +13,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.sqlite import SqliteSaver
 
+import persistence
 from persistence import transfer
 from persistence.errors import ArchiveError, SourceError
 from tests.transfer import make
@@ -192,6 +195,26 @@ def test_a_change_without_a_lock_is_noticed(path: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="was written to while it was read"):
         transfer.export(path, tmp_path / "archive", progress=change)
     assert not (tmp_path / "archive").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/locks")
+def test_the_locks_of_an_application_that_exports_its_own_file_stay(tmp_path: Path) -> None:
+    """Closing a file gives up all locks that the process has on it, those of its other connections too."""
+    path = tmp_path / "x.db"
+    given: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+
+    def locks() -> list[str]:
+        inode = f":{path.stat().st_ino} "
+        return [line for line in Path("/proc/locks").read_text().splitlines() if inode in line]
+
+    with persistence.open(f"sqlite:///{path}") as db:
+        assert db.checkpointer is not None
+        db.checkpointer.put(given, empty_checkpoint(), {}, {})
+        before = locks()
+        assert before
+        transfer.export(f"sqlite:///{path}", tmp_path / "archive")
+        transfer.verify(f"sqlite:///{path}", tmp_path / "archive").require()
+        assert len(locks()) == len(before)
 
 
 def test_without_task_path(folder: Path, tmp_path: Path) -> None:

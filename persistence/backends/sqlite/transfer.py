@@ -306,6 +306,11 @@ def _require_file(path: Path, label: str) -> None:
             raise SourceError(f"{label} is a directory, not a SQLite file")
         if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
             raise SourceError(f"{label} is not a regular file")
+        if _beside(path, "-wal").exists():
+            # This process may have it open, and closing a file gives up all locks that the process has on
+            # it, SQLite's too. SQLite will say itself if this is no database.
+            path.stat()
+            return
         with path.open("rb") as file:
             head = file.read(16)
     except FileNotFoundError:
@@ -322,9 +327,10 @@ def _is_idle_wal(path: Path) -> bool:
     Opening such a file leaves ``-wal`` and ``-shm`` files behind, even for reading, unless SQLite is told
     that the file will not change. It might, so :class:`_Unlocked` looks whether it did.
     """
+    if _beside(path, "-wal").exists():
+        return False
     with path.open("rb") as file:
-        header = file.read(20)
-    return header[18:20] == _WAL_VERSION and not _beside(path, "-wal").exists()
+        return file.read(20)[18:20] == _WAL_VERSION
 
 
 class _Unlocked:
