@@ -8,6 +8,7 @@ Without an OpenTelemetry SDK in the application its API does nothing, so recordi
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
@@ -18,6 +19,8 @@ from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
 from persistence.errors import MissingDriverError
+
+logger = logging.getLogger("persistence")
 
 C = TypeVar("C", bound=type)
 Labels = Mapping[str, str]
@@ -102,6 +105,19 @@ class Meter:
             labels = self._labels[key] = {"backend": self._backend, "operation": key[0], "error": key[1]}
         for recorder in _recorders:
             recorder.record(DURATION, seconds, labels)
+
+    def checkpoint(self, key: tuple[str, str, str], size: int) -> None:
+        """A checkpoint with so many bytes of values is stored: thread, namespace and checkpoint id."""
+        self.size("checkpoint", size)
+        if logger.isEnabledFor(logging.DEBUG):
+            thread, ns, checkpoint = key
+            extra = {
+                "persistence_thread": thread,
+                "persistence_ns": ns,
+                "persistence_checkpoint": checkpoint,
+                "persistence_bytes": size,
+            }
+            logger.debug("checkpoint %s of thread %r: %d bytes", checkpoint, thread, size, extra=extra)
 
     def size(self, kind: str, size: int) -> None:
         """So many bytes of values were stored or loaded."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,24 @@ def test_open_telemetry(tmp_path: Path) -> None:
     assert put in result.stdout
     assert "persistence.value.size {'backend': 'sqlite', 'kind': 'checkpoint'} 1" in result.stdout
     assert "persistence.gauge {'name': 'commits', 'backend': 'sqlite'}" in result.stdout
+
+
+def test_checkpoints_are_logged_at_debug_only(table_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    with persistence.open(table_dsn) as db:
+        graph = counter().compile(checkpointer=db.checkpointer)
+        for level in (logging.INFO, logging.DEBUG):
+            caplog.clear()
+            caplog.set_level(level, logger="persistence")
+            graph.invoke({"n": 1}, thread("thread-of-alice"))
+            found = [record for record in caplog.records if hasattr(record, "persistence_checkpoint")]
+            if level == logging.INFO:
+                assert "alice" not in caplog.text
+            else:
+                state = graph.get_state(thread("thread-of-alice"))
+                last: Any = found[-1]
+                assert last.persistence_checkpoint == state.config["configurable"]["checkpoint_id"]
+                assert last.persistence_thread == "thread-of-alice"
+                assert last.persistence_bytes >= 0
 
 
 def test_no_label_holds_data_of_users(dsn: str) -> None:

@@ -50,7 +50,7 @@ def put(
     values = _split_values(put, serde, parent)
     if meter is not None:
         blobs = [blob for *_, blob in (*values.own, *values.kept) if blob is not None]
-        meter.size("checkpoint", sum(map(len, blobs)))
+        meter.checkpoint((put.thread, put.ns, put.id), sum(map(len, blobs)))
 
     def run() -> Steps[None]:
         key = (put.thread, put.ns, put.id)

@@ -53,7 +53,7 @@ class PutWork:
             row = self._codec.seal(put, values)
         sql.put(conn, put, row)
         if self._meter is not None:
-            self._meter.size("checkpoint", len(row[1]))
+            self._meter.checkpoint((put.thread, put.ns, put.id), len(row[1]))
         if self._codec.in_bytes:
             self._recent.add(put.thread, put.ns, Known(put.id, put.versions, values, len(row[1])))
 
