@@ -111,7 +111,8 @@ class _StandIn(Generic[B]):
             self._fallback.since.isoformat(timespec="seconds"),
             extra={"persistence_dsn": self._where, "persistence_threads": len(self._fallback.threads)},
         )
-        logger.debug("threads kept only in memory: %s", ", ".join(sorted(self._fallback.threads)))
+        threads = sorted(self._fallback.threads.copy())  # other threads may still add to it
+        logger.debug("threads kept only in memory: %s", ", ".join(threads))
 
     def _still_away(self, error: PersistenceError) -> None:
         self._fallback.reason = error.message

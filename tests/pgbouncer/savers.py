@@ -144,3 +144,12 @@ def test_sync_graph(pooled: str) -> None:
         assert db.checkpointer is not None
         db.checkpointer.prune(["t0"], strategy="delete")
         assert db.checkpointer.get_tuple(_thread(0)) is None
+
+
+async def test_health(pooled: str) -> None:
+    """Its statements, some of them in a transaction, among those of others."""
+    async with persistence.aopen(pooled) as db:
+        graph = _graph(db.checkpointer)
+        runs = [graph.ainvoke({"n": 0, "seen": []}, _thread(number)) for number in range(8)]
+        found, *_ = await asyncio.gather(asyncio.gather(*(db.health(10) for _ in range(20))), *runs)
+        assert {health.status for health in found} == {"ok"}, found
