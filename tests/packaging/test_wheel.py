@@ -39,7 +39,7 @@ def test_main_job(complete: Installation, tmp_path: Path, chat: Path, postgres_d
     assert (verified.returncode, verified.stdout) == (0, "equal\n")
     assert complete.run(tmp_path, "persistence", "verify", "kept").returncode == 0
     status = complete.run(tmp_path, "persistence", "status", "--dsn", postgres_dsn)
-    assert re.search(r"^tables +as needed$", status.stdout, re.MULTILINE), status
+    assert re.search(r"^migrated +yes$", status.stdout, re.MULTILINE), status
 
 
 def test_embedded_server(complete: Installation, tmp_path: Path, chat: Path) -> None:
