@@ -9,15 +9,17 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from persistence.contract import AsyncBackend, Backend, Capability, Provider
 from persistence.dsn import Dsn
 from persistence.errors import ConnectError
-from persistence.fallback import AsyncStandIn, Fallback, StandIn
 from persistence.metrics import attach
 from persistence.registry import provider_for
 from persistence.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from persistence.fallback import Fallback
 
 logger = logging.getLogger("persistence")
 
@@ -103,6 +105,8 @@ def open_backend(plan: Plan) -> Opened[Backend]:
                 _note(plan, attempt.num)
                 backend = provider.open()
     except ConnectError as error:
+        from persistence.fallback import StandIn
+
         fallback = _fall_back(plan, error)
         memory = _memory(plan.settings).open()
         attach(memory.checkpointer, "memory")
@@ -140,6 +144,8 @@ async def aopen_backend(plan: Plan) -> Opened[AsyncBackend]:
                 _note(plan, attempt.num)
                 backend = await provider.aopen()
     except ConnectError as error:
+        from persistence.fallback import AsyncStandIn
+
         fallback = _fall_back(plan, error)
         memory = await _memory(plan.settings).aopen()
         attach(memory.checkpointer, "memory")
@@ -203,6 +209,8 @@ def _fall_back(plan: Plan, error: ConnectError) -> Fallback:
         if hint is None and error.transient:
             hint = "start the database or correct the DSN; PERSISTENCE_FALLBACK=memory runs without it"
         raise ConnectError(f"{error.message}{times}", hint=hint, transient=error.transient) from None
+    from persistence.fallback import Fallback
+
     return Fallback(error.message)
 
 
