@@ -12,6 +12,11 @@ import pytest
 from tests.support import fresh_database
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores: many tests wait for processes that they start."""
+    return (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """Conninfo of a Postgres superuser: ``PERSISTENCE_TEST_POSTGRES``, or a server of this session's own."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import venv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,14 +71,13 @@ def complete(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installat
 
 
 def _install(folder: Path, requirement: str) -> Installation:
-    venv.create(folder / "venv", with_pip=True)
-    python = folder / "venv" / "bin" / "python"
+    """By uv, which needs a tenth of pip's time."""
+    uv, environment = Path(sys.executable).with_name("uv"), folder / "venv"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True, timeout=60)
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", requirement],
-        check=True,
-        timeout=600,
+        [uv, "pip", "install", "--quiet", "--python", environment, requirement], check=True, timeout=600
     )
-    return Installation(folder / "venv")
+    return Installation(environment)
 
 
 @pytest.fixture
