@@ -17,6 +17,16 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+@pytest.fixture(scope="session", autouse=True)
+def root_of_inner_pytests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each pytest that starts closes its root folder to other users; ours holds the data of servers."""
+    tmp_path_factory.getbasetemp()  # ours is fixed by now
+    with tempfile.TemporaryDirectory(prefix="persistence-inner-") as name:
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = name
+        yield
+        del os.environ["PYTEST_DEBUG_TEMPROOT"]
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """Conninfo of a Postgres superuser: ``PERSISTENCE_TEST_POSTGRES``, or a server of this session's own."""
