@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -104,11 +105,23 @@ def full(postgres_dsn: str) -> Iterator[psycopg.Connection]:
 
 
 def rows_read(conn: psycopg.Connection) -> int:
-    """So far; what a process has counted is known when it ends."""
+    """So far; what a process has counted is known when it ends, so the others must have."""
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = %s"
+    until = time.monotonic() + 30
+    while conn.execute(others, ("client backend",)).fetchall() != [(1,)]:
+        assert time.monotonic() < until
+        time.sleep(0.02)
     read = "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_user_tables"
     query = f"{read} WHERE relname = ANY(%s)"
     ((number,),) = conn.execute(query, ([*TABLES["postgres"]],)).fetchall()
     return int(number)
+
+
+def run_apart(dsn: str, *statements: str) -> None:
+    """In a process of its own: what these read counts before the next look, not during it."""
+    with psycopg.connect(Dsn.parse(dsn).conninfo, autocommit=True) as conn:
+        for statement in statements:
+            conn.execute(statement.encode())
 
 
 def test_postgres_scans_no_table(postgres_dsn: str, full: psycopg.Connection) -> None:
@@ -127,8 +140,8 @@ def test_postgres_filters_by_an_index_where_there_is_one(postgres_dsn: str, full
         return rows_read(full) - before
 
     assert find({"run_id": "run b"}) > OTHERS
-    full.execute("CREATE INDEX CONCURRENTLY ON checkpoints USING gin (metadata jsonb_path_ops)")
-    full.execute("ANALYZE")
+    index = "CREATE INDEX CONCURRENTLY ON checkpoints USING gin (metadata jsonb_path_ops)"
+    run_apart(postgres_dsn, index, "ANALYZE")
     assert find({"run_id": "run b"}) < OTHERS
     assert find({"run_id": "run b", "missing": None}) < OTHERS
 
@@ -144,6 +157,5 @@ def test_postgres_finds_runs_by_an_index_where_there_is_one(
         return rows_read(full) - before
 
     assert delete("run b") > OTHERS
-    full.execute("CREATE INDEX CONCURRENTLY ON checkpoints ((metadata ->> 'run_id'))")
-    full.execute("ANALYZE")
+    run_apart(postgres_dsn, "CREATE INDEX CONCURRENTLY ON checkpoints ((metadata ->> 'run_id'))", "ANALYZE")
     assert delete("run c") < OTHERS
