@@ -6,16 +6,24 @@ whatever instant the process died at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
+
+import msgspec
 
 State = Literal["running", "copied", "finished"]
+
+RUNS = (
+    "SELECT run_id, source_fingerprint, target_identity, state, options, totals"
+    " FROM persistence_transfers ORDER BY started_at DESC, run_id"
+)
+"""The query of :meth:`Ledger.runs`; :func:`run_of` reads its rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One batch of one run."""
+    """One batch of one run, in the order of the columns of ``persistence_transfer_batches``."""
 
     run_id: str
     number: int
@@ -40,6 +48,19 @@ class Run:
     options: Mapping[str, Any]
     """How batches are cut and what the source was called."""
     totals: Mapping[str, Any] | None
+
+
+def run_of(row: Sequence[Any]) -> Run:
+    """A row of :data:`RUNS`."""
+    run_id, fingerprint, identity, state, options, totals = row
+    return Run(
+        run_id,
+        fingerprint,
+        identity,
+        cast(State, state),
+        msgspec.json.decode(options),
+        msgspec.json.decode(totals) if totals else None,
+    )
 
 
 class Ledger(Protocol):

@@ -155,7 +155,7 @@ def _look(
 
 def _ours(error: psycopg.Error, where: str, deadline: Deadline) -> Exception:
     if deadline.expired and not isinstance(error, PoolTimeout):
-        return ConnectError(f"no answer within {deadline.seconds:g} s: {where}")
+        return ConnectError(f"no answer within {round(deadline.seconds, 1):g} s: {where}")
     if isinstance(error, errors.ReadOnlySqlTransaction):
         return ConnectError(f"{where} can only be read", transient=False)
     line = (str(error).splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,8 @@ import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import psycopg
@@ -22,7 +23,7 @@ from persistence.backends.postgres.connection import connect, database_identity,
 from persistence.backends.postgres.transfer_preflight import PostgresPreflight
 from persistence.errors import ConflictError, TransferError
 from persistence.transfer.canonical import inline_json
-from persistence.transfer.ledger import Run, State
+from persistence.transfer.ledger import RUNS, Run, State, run_of
 from persistence.transfer.records import Batch, Checkpoint, Value, ValueRef, Write
 
 if TYPE_CHECKING:
@@ -140,20 +141,10 @@ class PostgresSink:
                 statement = f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)"
                 with cursor.copy(statement.encode()) as copy:
                     copy.write(b"".join(parts))
-            entry = batch.entry
             cursor.execute(
                 "INSERT INTO persistence_transfer_batches (run_id, batch_no, thread_id, digest, checkpoints,"
                 " writes, blobs, bytes, committed_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now())",
-                [
-                    entry.run_id,
-                    entry.number,
-                    entry.thread_id,
-                    entry.digest,
-                    entry.checkpoints,
-                    entry.writes,
-                    entry.values,
-                    entry.bytes,
-                ],
+                astuple(batch.entry),
             )
 
     def skip(self, batch: Batch) -> None:
@@ -194,21 +185,7 @@ class PostgresLedger:
 
     def runs(self) -> list[Run]:
         """See :class:`persistence.transfer.ledger.Ledger`."""
-        rows = self._sink.execute(
-            "SELECT run_id, source_fingerprint, target_identity, state, options, totals"
-            " FROM persistence_transfers ORDER BY started_at DESC, run_id"
-        )
-        return [
-            Run(
-                run_id,
-                fingerprint,
-                identity,
-                cast(State, state),
-                msgspec.json.decode(options),
-                msgspec.json.decode(totals) if totals else None,
-            )
-            for run_id, fingerprint, identity, state, options, totals in rows
-        ]
+        return [run_of(row) for row in self._sink.execute(RUNS)]
 
     def begin(self, run: Run) -> None:
         """See :class:`persistence.transfer.ledger.Ledger`."""

@@ -55,7 +55,7 @@ def _read(conn: sqlite3.Connection) -> None:
 def _ours(error: Exception, where: str, timeout: float) -> Exception:
     if isinstance(error, TimeoutError):
         return ConnectError(
-            f"no write was possible within {timeout:g} s: {where}",
+            f"no write was possible within {round(timeout, 1):g} s: {where}",
             hint="another process holds the write lock, or the disk hangs",
         )
     return error if isinstance(error, PersistenceError) else PersistenceError(f"{error}: {where}")

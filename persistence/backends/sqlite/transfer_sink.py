@@ -10,7 +10,8 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import ormsgpack
@@ -22,7 +23,7 @@ from persistence.backends.sqlite.transfer_preflight import SqlitePreflight
 from persistence.errors import ConflictError, ConnectError, TransferError
 from persistence.transfer.canonical import decode_json
 from persistence.transfer.digest import describe
-from persistence.transfer.ledger import Run, State
+from persistence.transfer.ledger import RUNS, Run, State, run_of
 from persistence.transfer.records import Batch, Checkpoint, Value, ValueRef, Write
 
 if TYPE_CHECKING:
@@ -111,22 +112,12 @@ class SqliteSink:
 
     def write(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`."""
-        entry = batch.entry
         with self.transaction() as conn:
             for record in batch.records:
                 self._insert(conn, record)
             conn.execute(
                 _PUT_ENTRY,
-                (
-                    entry.run_id,
-                    entry.number,
-                    entry.thread_id,
-                    entry.digest,
-                    entry.checkpoints,
-                    entry.writes,
-                    entry.values,
-                    entry.bytes,
-                ),
+                astuple(batch.entry),
             )
 
     def skip(self, batch: Batch) -> None:
@@ -200,21 +191,7 @@ class SqliteLedger:
 
     def runs(self) -> list[Run]:
         """See :class:`persistence.transfer.ledger.Ledger`."""
-        rows = self._sink.rows(
-            "SELECT run_id, source_fingerprint, target_identity, state, options, totals"
-            " FROM persistence_transfers ORDER BY started_at DESC, run_id"
-        )
-        return [
-            Run(
-                run_id,
-                fingerprint,
-                identity,
-                cast(State, state),
-                msgspec.json.decode(options),
-                msgspec.json.decode(totals) if totals else None,
-            )
-            for run_id, fingerprint, identity, state, options, totals in rows
-        ]
+        return [run_of(row) for row in self._sink.rows(RUNS)]
 
     def begin(self, run: Run) -> None:
         """See :class:`persistence.transfer.ledger.Ledger`."""
