@@ -62,6 +62,15 @@ OWN_TABLES: Mapping[str, TableShape] = {
         ("run_id", "batch_no"),
     ),
     "persistence_canary": TableShape(frozenset({"id", "beat"}), ("id",)),
+    "persistence_transfer_keys": TableShape(
+        frozenset({"run_id", "batch_no", "keys"}), ("run_id", "batch_no")
+    ),
+    "persistence_transfer_threads": TableShape(
+        frozenset({"run_id", "thread_id", "action"}), ("run_id", "thread_id")
+    ),
+    "persistence_transfer_rejects": TableShape(
+        frozenset({"run_id", "reject_no", "place", "reason", "form", "raw"}), ("run_id", "reject_no")
+    ),
 }
 
 _logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persistence.cli.arguments import Archive, Json, Source, Target, read_dsn, read_dsn_or_path
+from persistence.cli.choices import Match, NewerThan, OlderThan, Threads, Where, selection
 from persistence.cli.console import OK, emit, printable, rows
 from persistence.cli.progress import amount, progress
 from persistence.errors import VerificationError
@@ -30,6 +31,11 @@ def migrate(
         Path | None,
         typer.Option("--archive", metavar="PATH", help="Go through a new archive at PATH, which is kept."),
     ] = None,
+    thread: Threads = None,
+    match: Match = None,
+    where: Where = None,
+    newer_than: NewerThan = None,
+    older_than: OlderThan = None,
     no_verify: NoVerify = False,
     as_json: Json = False,
 ) -> int:
@@ -40,28 +46,52 @@ def migrate(
     from persistence import transfer
 
     left, right = read_dsn(source), read_dsn(target)
+    options = transfer.Options(select=selection(thread, match, where, newer_than, older_than))
     with progress() as show:
-        report = transfer.migrate(left, right, archive=archive, verify=not no_verify, progress=show)
+        report = transfer.migrate(
+            left, right, archive=archive, verify=not no_verify, progress=show, options=options
+        )
     return _summary("migrated", report)
 
 
-def export(source: Source, archive: Archive, as_json: Json = False) -> int:
+def export(
+    source: Source,
+    archive: Archive,
+    thread: Threads = None,
+    match: Match = None,
+    where: Where = None,
+    newer_than: NewerThan = None,
+    older_than: OlderThan = None,
+    as_json: Json = False,
+) -> int:
     """Write every thread of SOURCE into a new archive with checksums. SOURCE is only read."""
     from persistence import transfer
 
     left = read_dsn(source)
+    options = transfer.Options(select=selection(thread, match, where, newer_than, older_than))
     with progress() as show:
-        report = transfer.export(left, archive, progress=show)
+        report = transfer.export(left, archive, progress=show, options=options)
     return _summary("exported", report)
 
 
-def import_(archive: Archive, target: Target, no_verify: NoVerify = False, as_json: Json = False) -> int:
+def import_(
+    archive: Archive,
+    target: Target,
+    thread: Threads = None,
+    match: Match = None,
+    where: Where = None,
+    newer_than: NewerThan = None,
+    older_than: OlderThan = None,
+    no_verify: NoVerify = False,
+    as_json: Json = False,
+) -> int:
     """Write every thread of ARCHIVE into TARGET. Run again after an interruption, it continues."""
     from persistence import transfer
 
     right = read_dsn(target)
+    options = transfer.Options(select=selection(thread, match, where, newer_than, older_than))
     with progress() as show:
-        report = transfer.import_(archive, right, verify=not no_verify, progress=show)
+        report = transfer.import_(archive, right, verify=not no_verify, progress=show, options=options)
     return _summary("imported", report)
 
 
@@ -73,20 +103,30 @@ def verify(
             metavar="RIGHT", help=f"{SIDE_HELP} Without it LEFT is an archive, checked by itself."
         ),
     ] = None,
+    thread: Threads = None,
+    match: Match = None,
+    where: Where = None,
+    newer_than: NewerThan = None,
+    older_than: OlderThan = None,
     as_json: Json = False,
 ) -> int:
     """Compare two sides by content, or check an archive by itself. Exit code 7 if they differ."""
     from persistence import transfer
 
     first = read_dsn_or_path(left)
+    select = selection(thread, match, where, newer_than, older_than)
     with progress() as show:
         if right is None:
             if not isinstance(first, Path):
                 raise typer.BadParameter(
                     "a database needs a second side to be compared with", param_hint="RIGHT"
                 )
+            if not select.everything:
+                raise typer.BadParameter(
+                    "an archive by itself is checked as a whole; select threads to compare it with a second side"
+                )
             return _summary("intact", transfer.verify_archive(first, progress=show))
-        verdict = transfer.verify(first, read_dsn_or_path(right), progress=show)
+        verdict = transfer.verify(first, read_dsn_or_path(right), progress=show, select=select)
     document = json.loads(verdict.to_json())
     emit(
         document,

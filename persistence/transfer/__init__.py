@@ -4,16 +4,21 @@
 """
 
 from persistence.transfer.api import Side, export, import_, migrate, verify, verify_archive
+from persistence.transfer.options import OnConflict, Options
 from persistence.transfer.preflight import RefusedError
 from persistence.transfer.report import Phase, Progress, Report, Totals
+from persistence.transfer.selection import Selection
 from persistence.transfer.verify import Difference, Verdict
 
 __all__ = [
     "Difference",
+    "OnConflict",
+    "Options",
     "Phase",
     "Progress",
     "RefusedError",
     "Report",
+    "Selection",
     "Side",
     "Totals",
     "Verdict",

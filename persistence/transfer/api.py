@@ -29,9 +29,11 @@ from persistence.transfer.engine import (
     scan,
     verify_copy,
 )
+from persistence.transfer.options import Options
 from persistence.transfer.preflight import Findings
 from persistence.transfer.records import Source
 from persistence.transfer.report import Progress, Report, no_progress
+from persistence.transfer.selection import Selection
 from persistence.transfer.spool import Spool
 from persistence.transfer.verify import Verdict, compare
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from persistence.contract import Provider
     from persistence.settings import Settings
 
+DEFAULT = Options()
+EVERYTHING = Selection()
 Side = str | Dsn | Path
 """A DSN, or the path of an archive or of a SQLite file."""
 
@@ -51,6 +55,7 @@ def migrate(
     progress: Progress | None = None,
     verify: bool = True,
     archive: Path | None = None,
+    options: Options = DEFAULT,
 ) -> Report:
     """Move every thread of ``source`` into ``target``, and compare both by content.
 
@@ -64,6 +69,7 @@ def migrate(
         progress: Told how far it has come.
         verify: Compare both sides afterwards.
         archive: Go through an archive in this folder, which stays as a backup.
+        options: Which threads, and what to do about conflicts.
 
     Raises:
         SourceError: The source cannot be read.
@@ -75,21 +81,26 @@ def migrate(
     provider = provider_for(target, settings)
     if archive is None:
         with _source(source, settings) as opened:
-            return _load(opened, provider, clock, verify=verify)
-    with _source(source, settings) as opened, provider.sink():
-        label = opened.label
+            return _load(options.select.of(opened), provider, clock, options, verify=verify)
+    with _source(source, settings) as whole, provider.sink():
+        opened, label = options.select.of(whole), whole.label
         if os.path.exists(archive / MANIFEST):  # noqa: PTH110 - False where it may not look
             _require_same(opened, archive, clock)
         else:
             _write_archive(opened, archive, clock)
     with ArchiveSource(archive) as stored:
-        return replace(_load(stored, provider, clock, verify=verify), source=label)
+        return replace(_load(stored, provider, clock, options, verify=verify), source=label)
 
 
 def export(
-    source: Side, archive: Path, *, settings: Settings | None = None, progress: Progress | None = None
+    source: Side,
+    archive: Path,
+    *,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    options: Options = DEFAULT,
 ) -> Report:
-    """Write every thread of ``source`` into a new archive.
+    """Write every thread of ``source``, or those that ``options`` select, into a new archive.
 
     Raises:
         SourceError: The source cannot be read.
@@ -98,7 +109,7 @@ def export(
     """
     clock = Clock(progress or no_progress)
     with _source(source, settings) as opened:
-        found = _write_archive(opened, archive, clock)
+        found = _write_archive(options.select.of(opened), archive, clock)
         return _report(opened.label, f"archive {archive}", found, clock)
 
 
@@ -109,6 +120,7 @@ def import_(
     settings: Settings | None = None,
     progress: Progress | None = None,
     verify: bool = True,
+    options: Options = DEFAULT,
 ) -> Report:
     """Write every thread of an archive into ``target``; otherwise as :func:`migrate`.
 
@@ -118,7 +130,7 @@ def import_(
     clock = Clock(progress or no_progress)
     provider = provider_for(target, settings)
     with ArchiveSource(archive) as stored:
-        return _load(stored, provider, clock, verify=verify)
+        return _load(options.select.of(stored), provider, clock, options, verify=verify)
 
 
 def verify(
@@ -128,6 +140,7 @@ def verify(
     settings: Settings | None = None,
     progress: Progress | None = None,
     subset: bool = False,
+    select: Selection = EVERYTHING,
 ) -> Verdict:
     """Compare two sides by content, each digest computed from that side's own rows.
 
@@ -137,9 +150,11 @@ def verify(
         settings: Defaults to the settings from the environment.
         progress: Told how far it has come.
         subset: Threads that only the right side has are no difference.
+        select: Compare only these threads; each side selects from its own.
     """
     clock = Clock(progress or no_progress)
-    with _source(left, settings) as one, _source(right, settings) as other:
+    with _source(left, settings) as lefts, _source(right, settings) as rights:
+        one, other = select.of(lefts), select.of(rights)
         meter = Meter(clock, "verify", one.count())
         mine = digests(metered(one.records(data=False), meter))
         verdict = Verdict(one.label, other.label)
@@ -166,7 +181,7 @@ def verify_archive(archive: Path, *, progress: Progress | None = None) -> Report
         return _report(stored.label, stored.label, found, clock, verified=True)
 
 
-def _load(source: Source, provider: Provider, clock: Clock, *, verify: bool) -> Report:
+def _load(source: Source, provider: Provider, clock: Clock, options: Options, *, verify: bool) -> Report:
     with provider.sink() as sink, Spool() as spool:
         found = scan(source, spool, clock, sink.preflight())
         refuse_strangers(sink, spool)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -43,9 +45,16 @@ class ArchiveSource:
     ) -> None:
         return None
 
-    def count(self) -> int:
-        """How many checkpoints the manifest says there are."""
-        return self.manifest.totals.checkpoints
+    def threads(self) -> Iterator[str]:
+        """See :class:`persistence.transfer.records.Source`."""
+        for thread, _ in groupby(self.records(data=False), key=attrgetter("thread_id")):
+            yield thread
+
+    def count(self, threads: Sequence[str] | None = None) -> int:
+        """See :class:`persistence.transfer.records.Source`; for all, what the manifest says."""
+        if threads is None:
+            return self.manifest.totals.checkpoints
+        return sum(isinstance(record, Checkpoint) for record in self.records(threads, data=False))
 
     def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
         """See :class:`persistence.transfer.records.Source`.

@@ -118,8 +118,11 @@ class Source(Protocol):
     def database(self) -> str | None:
         """The database whose setup would wait for this snapshot, as the identity of a sink in it begins."""
 
-    def count(self) -> int:
-        """How many checkpoints there are, for the progress bar."""
+    def threads(self) -> Iterator[str]:
+        """The ids of all threads, sorted."""
+
+    def count(self, threads: Sequence[str] | None = None) -> int:
+        """How many checkpoints there are, or those threads have, for the progress bar."""
 
     def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
         """All records in order, or those of some threads.

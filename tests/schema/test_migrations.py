@@ -56,7 +56,7 @@ def test_an_upgrade_in_a_schema_that_is_not_there_names_setup(postgres_schema_pl
 
 
 def test_an_unknown_revision_names_the_known_ones(place: Place) -> None:
-    with pytest.raises(SchemaError, match=r"no revision '4711'.*base, 0001, 0002, head"):
+    with pytest.raises(SchemaError, match=rf"no revision '4711'.*base, 0001, .*{schema.head()}, head"):
         schema.upgrade(place.provider, "4711")
 
 

@@ -84,6 +84,12 @@ ORDER BY thread_id COLLATE "C", checkpoint_ns COLLATE "C", checkpoint_id COLLATE
 )
 
 
+_THREADS = """
+SELECT thread_id FROM (SELECT thread_id FROM checkpoints UNION SELECT thread_id FROM checkpoint_writes) t
+ORDER BY thread_id COLLATE "C"
+"""
+
+
 class PostgresSource:
     """One consistent snapshot of a Postgres checkpoint database. A context manager."""
 
@@ -113,11 +119,24 @@ class PostgresSource:
         with self._errors():
             return database_identity(self._conn)
 
-    def count(self) -> int:
-        """How many checkpoints the snapshot has."""
+    def threads(self) -> Iterator[str]:
+        """See :class:`persistence.transfer.records.Source`."""
         with self._errors():
-            row = self._cursor().execute("SELECT count(*) FROM checkpoints").fetchone()
-        return int(row[0]) if row else 0
+            fetch = self._declare("threads", _THREADS, None)
+            while rows := fetch(_THREADS_AT_ONCE):
+                yield from (row[0] for row in rows)
+
+    def count(self, threads: Sequence[str] | None = None) -> int:
+        """See :class:`persistence.transfer.records.Source`."""
+        counted = "SELECT count(*) FROM checkpoints"
+        with self._errors():
+            if threads is None:
+                return int(self._cursor().execute(counted).fetchall()[0][0])
+            each = (
+                self._cursor().execute(f"{counted} WHERE thread_id = ANY(%s)".encode(), [some])
+                for some in _held(threads)
+            )
+            return sum(rows.fetchall()[0][0] for rows in each)
 
     def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
         """See :class:`persistence.transfer.records.Source`."""
@@ -125,10 +144,8 @@ class PostgresSource:
             if threads is None:
                 yield from self._some(None, data=data)
                 return
-            # A thread whose id Postgres cannot hold is not there.
-            held = [thread for thread in threads if "\0" not in thread]
-            for start in range(0, len(held), _THREADS_AT_ONCE):
-                yield from self._some(held[start : start + _THREADS_AT_ONCE], data=data)
+            for some in _held(threads):
+                yield from self._some(some, data=data)
 
     def _some(self, threads: Sequence[str] | None, *, data: bool) -> Iterator[Record]:
         blobs = _Ahead(self._rows(_BLOBS, threads, data=data))
@@ -187,6 +204,13 @@ class PostgresSource:
 
     def _errors(self) -> _ReadErrors:
         return _ReadErrors(self.label)
+
+
+def _held(threads: Sequence[str]) -> Iterator[list[str]]:
+    """Ids, some at a time. A thread whose id Postgres cannot hold is not there."""
+    held = [thread for thread in threads if "\0" not in thread]
+    for start in range(0, len(held), _THREADS_AT_ONCE):
+        yield held[start : start + _THREADS_AT_ONCE]
 
 
 _Fetch = Callable[[int], list[tuple[Any, ...]]]

@@ -90,10 +90,23 @@ class SqliteSource:
     ) -> None:
         self._stack.close()
 
-    def count(self) -> int:
-        """How many checkpoints the snapshot has."""
+    def threads(self) -> Iterator[str]:
+        """See :class:`persistence.transfer.records.Source`."""
         with self._reading():
-            return int(self._conn.execute("SELECT count(*) FROM checkpoints").fetchone()[0])
+            rows = self._conn.execute(
+                "SELECT thread_id FROM checkpoints UNION SELECT thread_id FROM writes ORDER BY thread_id"
+            )
+            for thread, _ in _by_thread(rows):
+                yield thread
+
+    def count(self, threads: Sequence[str] | None = None) -> int:
+        """See :class:`persistence.transfer.records.Source`."""
+        counted = "SELECT count(*) FROM checkpoints"
+        with self._reading():
+            if threads is None:
+                return int(self._conn.execute(counted).fetchone()[0])
+            each = (self._conn.execute(f"{counted} WHERE thread_id = ?", (thread,)) for thread in threads)
+            return sum(rows.fetchone()[0] for rows in each)
 
     def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
         """See :class:`persistence.transfer.records.Source`."""

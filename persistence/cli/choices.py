@@ -1,0 +1,96 @@
+"""The options of ``migrate``, ``export``, ``import`` and ``verify`` that say what takes part."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+if TYPE_CHECKING:
+    from persistence.transfer import Selection
+
+Threads = Annotated[
+    list[str] | None,
+    typer.Option("--thread", metavar="ID", help="Only this thread; may be given repeatedly."),
+]
+Match = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--match", metavar="PATTERN", help="Only threads whose id matches, as in 'user-*'; repeatable."
+    ),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--where",
+        metavar="KEY=VALUE",
+        help="Only threads with a checkpoint that has this metadata, such as user_id=alice; repeatable.",
+    ),
+]
+NewerThan = Annotated[
+    str | None,
+    typer.Option(
+        "--newer-than", metavar="WHEN", help="Only threads used since: an age such as 30d or 12h, or a date."
+    ),
+]
+OlderThan = Annotated[
+    str | None,
+    typer.Option("--older-than", metavar="WHEN", help="Only threads not used since: an age or a date."),
+]
+
+_AGE = re.compile(r"(\d+)([smhdw])")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def selection(
+    threads: list[str] | None,
+    match: list[str] | None,
+    where: list[str] | None,
+    newer_than: str | None,
+    older_than: str | None,
+) -> Selection:
+    """What the options select."""
+    from persistence.transfer import Selection
+
+    return Selection(
+        threads=tuple(threads or ()),
+        match=tuple(match or ()),
+        where=dict(map(_condition, where or ())),
+        newer_than=_moment("--newer-than", newer_than),
+        older_than=_moment("--older-than", older_than),
+    )
+
+
+def _condition(text: str) -> tuple[str, Any]:
+    """``key=value``; the value is JSON, or the text itself where it is none."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise typer.BadParameter(f"{text!r} is not of the form KEY=VALUE", param_hint="--where")
+    try:
+        return key, msgspec.json.decode(value)
+    except msgspec.MsgspecError:
+        return key, value
+
+
+def _moment(option: str, text: str | None) -> datetime | None:
+    """An age before now, or a date and time; UTC where no zone is named."""
+    if text is None:
+        return None
+    if age := _AGE.fullmatch(text):
+        try:
+            return datetime.now(UTC) - timedelta(**{_UNITS[age[2]]: int(age[1])})
+        except OverflowError:
+            raise typer.BadParameter(
+                f"{text!r} is longer ago than dates go back", param_hint=option
+            ) from None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is neither an age (30d, 12h) nor a date (2026-01-31 or 2026-01-31T12:00+01:00)",
+            param_hint=option,
+        ) from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
