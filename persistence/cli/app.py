@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from persistence.cli import console, schema, status, transfer
+from persistence.cli import console, schema, status, transfer, undo
 from persistence.cli.console import INTERRUPTED, OK, invocation
 
 app = typer.Typer(
@@ -30,6 +30,8 @@ app.command("migrate")(transfer.migrate)
 app.command("export")(transfer.export)
 app.command("import")(transfer.import_)
 app.command("verify")(transfer.verify)
+app.command("runs")(undo.runs)
+app.command("undo")(undo.undo)
 app.add_typer(schema.app, name="schema")
 
 

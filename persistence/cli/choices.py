@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -39,6 +39,24 @@ NewerThan = Annotated[
 OlderThan = Annotated[
     str | None,
     typer.Option("--older-than", metavar="WHEN", help="Only threads not used since: an age or a date."),
+]
+
+OnConflict = Annotated[
+    Literal["error", "skip", "replace", "merge"],
+    typer.Option(
+        "--on-conflict",
+        metavar="error|skip|replace|merge",
+        help="What to do about threads that TARGET has already.",
+    ),
+]
+MaxMbps = Annotated[
+    float | None,
+    typer.Option(
+        "--max-mbps",
+        metavar="MBPS",
+        min=0.001,
+        help="Write at most so many megabytes in a second, for a busy TARGET.",
+    ),
 ]
 
 _AGE = re.compile(r"(\d+)([smhdw])")

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persistence.cli.arguments import Archive, Json, Source, Target, read_dsn, read_dsn_or_path
-from persistence.cli.choices import Match, NewerThan, OlderThan, Threads, Where, selection
+from persistence.cli.choices import (
+    Match,
+    MaxMbps,
+    NewerThan,
+    OlderThan,
+    OnConflict,
+    Threads,
+    Where,
+    selection,
+)
 from persistence.cli.console import OK, emit, printable, rows
 from persistence.cli.progress import amount, progress
 from persistence.errors import VerificationError
@@ -17,6 +26,7 @@ from persistence.errors import VerificationError
 if TYPE_CHECKING:
     from persistence.transfer.report import Report
 
+_DONE = {"skip": "skipped", "replace": "replaced", "merge": "merged"}
 SIDE_HELP = "A DSN, env:NAME, or the path of an archive."
 
 NoVerify = Annotated[
@@ -36,6 +46,8 @@ def migrate(
     where: Where = None,
     newer_than: NewerThan = None,
     older_than: OlderThan = None,
+    on_conflict: OnConflict = "error",
+    max_mbps: MaxMbps = None,
     no_verify: NoVerify = False,
     as_json: Json = False,
 ) -> int:
@@ -46,7 +58,8 @@ def migrate(
     from persistence import transfer
 
     left, right = read_dsn(source), read_dsn(target)
-    options = transfer.Options(select=selection(thread, match, where, newer_than, older_than))
+    select = selection(thread, match, where, newer_than, older_than)
+    options = transfer.Options(select=select, on_conflict=on_conflict, max_mbps=max_mbps)
     with progress() as show:
         report = transfer.migrate(
             left, right, archive=archive, verify=not no_verify, progress=show, options=options
@@ -82,6 +95,8 @@ def import_(
     where: Where = None,
     newer_than: NewerThan = None,
     older_than: OlderThan = None,
+    on_conflict: OnConflict = "error",
+    max_mbps: MaxMbps = None,
     no_verify: NoVerify = False,
     as_json: Json = False,
 ) -> int:
@@ -89,7 +104,8 @@ def import_(
     from persistence import transfer
 
     right = read_dsn(target)
-    options = transfer.Options(select=selection(thread, match, where, newer_than, older_than))
+    select = selection(thread, match, where, newer_than, older_than)
+    options = transfer.Options(select=select, on_conflict=on_conflict, max_mbps=max_mbps)
     with progress() as show:
         report = transfer.import_(archive, right, verify=not no_verify, progress=show, options=options)
     return _summary("imported", report)
@@ -123,7 +139,7 @@ def verify(
                 )
             if not select.everything:
                 raise typer.BadParameter(
-                    "an archive by itself is checked as a whole; select threads to compare it with a second side"
+                    "an archive by itself is checked as a whole; to select threads, name a second side"
                 )
             return _summary("intact", transfer.verify_archive(first, progress=show))
         verdict = transfer.verify(first, read_dsn_or_path(right), progress=show, select=select)
@@ -149,6 +165,12 @@ def _summary(done: str, report: Report) -> int:
         ("channel values", f"{totals.values:,} stored, {totals.values_referenced:,} referenced"),
         ("size", f"{amount(totals.bytes)}, {amount(totals.bytes_saved)} less than with copies"),
         ("time", f"{report.seconds:.1f} s"),
+        *([("run", report.run_id)] if report.run_id else []),
+        *(
+            [("already there", f"{sum(report.conflicts.values()):,} threads, {', '.join(there)}")]
+            if (there := [f"{count:,} {_DONE[action]}" for action, count in report.conflicts.items()])
+            else []
+        ),
         ("result", _result(done, report)),
     ]
     emit(json.loads(report.to_json()), [rows(pairs)])

@@ -3,15 +3,17 @@
 ``docs/moving-data.md`` says how to use it, ``docs/archive-format.md`` what an archive and a digest are.
 """
 
-from persistence.transfer.api import Side, export, import_, migrate, verify, verify_archive
+from persistence.transfer.api import Side, export, import_, migrate, runs, undo, verify, verify_archive
 from persistence.transfer.options import OnConflict, Options
 from persistence.transfer.preflight import RefusedError
 from persistence.transfer.report import Phase, Progress, Report, Totals
 from persistence.transfer.selection import Selection
+from persistence.transfer.undo import Later, Undone
 from persistence.transfer.verify import Difference, Verdict
 
 __all__ = [
     "Difference",
+    "Later",
     "OnConflict",
     "Options",
     "Phase",
@@ -21,10 +23,13 @@ __all__ = [
     "Selection",
     "Side",
     "Totals",
+    "Undone",
     "Verdict",
     "export",
     "import_",
     "migrate",
+    "runs",
+    "undo",
     "verify",
     "verify_archive",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from persistence.transfer.engine import (
     refuse_strangers,
     scan,
     verify_copy,
+    verify_merged,
 )
 from persistence.transfer.options import Options
 from persistence.transfer.preflight import Findings
@@ -35,11 +37,14 @@ from persistence.transfer.records import Source
 from persistence.transfer.report import Progress, Report, no_progress
 from persistence.transfer.selection import Selection
 from persistence.transfer.spool import Spool
+from persistence.transfer.undo import Later, Undone, find_run
+from persistence.transfer.undo import undo as undo_run
 from persistence.transfer.verify import Verdict, compare
 
 if TYPE_CHECKING:
     from persistence.contract import Provider
     from persistence.settings import Settings
+    from persistence.transfer.ledger import Run
 
 DEFAULT = Options()
 EVERYTHING = Selection()
@@ -169,6 +174,38 @@ def verify(
         return verdict
 
 
+def runs(target: str | Dsn, *, settings: Settings | None = None) -> list[Run]:
+    """The transfers into a database, newest first.
+
+    Raises:
+        SchemaError: Its tables are not there.
+    """
+    with provider_for(target, settings).sink() as sink:
+        return sink.ledger().runs()
+
+
+def undo(
+    run_id: str, target: str | Dsn, *, settings: Settings | None = None, later: Later = "refuse"
+) -> Undone:
+    """Remove exactly what one transfer inserted into ``target``.
+
+    Args:
+        run_id: The run, or the beginning of its id.
+        target: The DSN that it wrote to.
+        settings: Defaults to the settings from the environment.
+        later: What to do about threads in which later work builds on what would go: refuse, keep these
+            threads as they are, or remove the later work too.
+
+    Raises:
+        ConflictError: There is such work, and ``later`` is ``refuse``; or another transfer is under way.
+        TransferError: There is no such run, or it was undone before.
+    """
+    with provider_for(target, settings).sink() as sink:
+        run = find_run(sink, run_id)
+        with sink.exclusive():
+            return undo_run(sink, run, later)
+
+
 def verify_archive(archive: Path, *, progress: Progress | None = None) -> Report:
     """Check an archive by itself: its checksums, and the digest of every thread.
 
@@ -184,16 +221,20 @@ def verify_archive(archive: Path, *, progress: Progress | None = None) -> Report
 def _load(source: Source, provider: Provider, clock: Clock, options: Options, *, verify: bool) -> Report:
     with provider.sink() as sink, Spool() as spool:
         found = scan(source, spool, clock, sink.preflight())
-        refuse_strangers(sink, spool)
+        if options.on_conflict == "error":
+            refuse_strangers(source, sink, spool)
         if source.database is not None and sink.identity.startswith(f"{source.database}/"):
             _require_tables(provider)
         schema.setup(provider)
         with sink.exclusive():
-            copied = copy(source, sink, found, spool, clock)
+            copied = copy(source, sink, found, spool, clock, options)
             if not copied.already_done:
                 if verify:
                     with provider.source() as target:
-                        verify_copy(source, target, spool, clock, found.totals.checkpoints).require()
+                        apart = frozenset([*copied.having("skip"), *copied.having("merge")])
+                        verdict = verify_copy(source, target, spool, clock, found.totals.checkpoints, apart)
+                    verify_merged(source, sink, copied.having("merge"), verdict)
+                    verdict.require()
                     copied.verified = True
                 finish(sink, copied, found.totals)
         return _report(source.label, sink.label, found, clock, copied, verified=copied.verified)
@@ -239,11 +280,12 @@ def _report(
         target=target,
         fingerprint=found.fingerprint,
         run_id=copied.run_id if copied else None,
-        totals=found.totals,
+        totals=(copied.totals if copied else None) or found.totals,
         batches_written=copied.written if copied else 0,
         batches_skipped=copied.skipped if copied else 0,
         already_done=copied.already_done if copied else False,
         verified=verified,
+        conflicts=Counter(copied.actions.values()) if copied else {},
         seconds=clock.seconds(),
         phases=clock.phases,
     )

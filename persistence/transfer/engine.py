@@ -9,17 +9,22 @@ ledger does not have.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from itertools import chain
+from typing import Protocol
 
 from persistence import metrics
 from persistence.errors import ConflictError, SchemaError, TransferError
-from persistence.transfer.digest import Digester, Fingerprint, ThreadDigest, digests, line
-from persistence.transfer.ledger import Ledger, LedgerEntry, Run
+from persistence.transfer.conflicts import Present, decide, merged
+from persistence.transfer.digest import Digester, Fingerprint, ThreadDigest, describe, digests, line
+from persistence.transfer.keys import pack
+from persistence.transfer.ledger import Action, Ledger, LedgerEntry, Run
+from persistence.transfer.options import Options
 from persistence.transfer.preflight import RefusedError
 from persistence.transfer.records import (
     Batch,
@@ -33,13 +38,15 @@ from persistence.transfer.records import (
     Write,
 )
 from persistence.transfer.report import Phase, Progress, Totals
+from persistence.transfer.selection import without
 from persistence.transfer.spool import Spool
-from persistence.transfer.verify import Verdict, compare
+from persistence.transfer.verify import Difference, Verdict, compare
 
 BATCH_RECORDS = 5_000
 BATCH_BYTES = 8_000_000
 _THREADS_AT_ONCE = 5_000
 _TOLD_EVERY = 64
+_SHOWN = 20
 
 
 @dataclass(slots=True)
@@ -177,23 +184,35 @@ class Copied:
     """What became of a run's batches."""
 
     run_id: str
+    actions: Mapping[str, Action] = field(default_factory=dict)
+    """What is done about threads that were in the target before."""
     written: int = 0
     skipped: int = 0
     already_done: bool = False
     verified: bool = False
+    totals: Totals | None = None
+    """What this run and those before it brought, where that is less than the source has."""
+
+    def having(self, action: Action) -> list[str]:
+        """The threads that this is done about, sorted."""
+        return sorted(thread for thread, chosen in self.actions.items() if chosen == action)
+
+    def moved(self, source: Source) -> Source:
+        """What the run brings of a source."""
+        return without(source, self.having("skip"))
 
 
-def copy(source: Source, sink: Sink, found: Scan, spool: Spool, clock: Clock) -> Copied:
+def copy(source: Source, sink: Sink, found: Scan, spool: Spool, clock: Clock, options: Options) -> Copied:
     """Write everything, or what an interrupted run left to do.
 
     Call it, and :func:`finish`, with ``sink.exclusive()`` held.
 
     Raises:
-        ConflictError: The target has threads of this name; nothing was written.
+        ConflictError: The target has threads of this name, or rows with another content; nothing was written.
     """
     ledger = sink.ledger()
-    run = _run_for(source, sink, ledger, found, spool)
-    copied = Copied(run.run_id)
+    run = _run_for(source, sink, ledger, found, spool, options)
+    copied = Copied(run.run_id, actions=ledger.actions(run.run_id))
     if run.state == "finished":
         copied.already_done = True
         copied.verified = bool((run.totals or {}).get("verified"))
@@ -204,10 +223,13 @@ def copy(source: Source, sink: Sink, found: Scan, spool: Spool, clock: Clock) ->
         return copied
     with clock.phase("write"):
         meter = Meter(clock, "write", found.totals.checkpoints)
-        for batch in _batches(source.records(), run, meter, repeats_values=sink.repeats_values):
+        throttle = Throttle(options.max_mbps)
+        cutter = _Cutter(run, sink, copied)
+        for batch in cutter.batches(metered(copied.moved(source).records(), meter)):
             if batch.number not in committed:
                 sink.write(batch)
                 copied.written += 1
+                throttle.wait(batch.entry.bytes)
             elif committed[batch.number] == batch.entry.digest:
                 sink.skip(batch)
             else:
@@ -216,6 +238,9 @@ def copy(source: Source, sink: Sink, found: Scan, spool: Spool, clock: Clock) ->
                     hint="the run was begun by another version of this package; finish it with that one",
                 )
             meter.tell()
+        if copied.having("skip"):
+            copied.totals = meter.totals
+            copied.totals.threads = found.totals.threads - len(copied.having("skip"))
         ledger.advance(run.run_id, "copied", asdict(found.totals) | {"verified": False})
     return copied
 
@@ -226,18 +251,41 @@ def finish(sink: Sink, copied: Copied, totals: Totals) -> None:
     sink.ledger().advance(copied.run_id, "finished", record)
 
 
-def verify_copy(source: Source, target: Source, spool: Spool, clock: Clock, expected: int) -> Verdict:
-    """Compare the threads of ``spool``, which are the source's, with the target's rows."""
+def verify_copy(
+    source: Source,
+    target: Source,
+    spool: Spool,
+    clock: Clock,
+    expected: int,
+    apart: Collection[str] = (),
+) -> Verdict:
+    """Compare the source's threads, those of ``spool``, with the target's rows; leave out those ``apart``."""
     verdict = Verdict(source.label, target.label)
     with clock.phase("verify"):
         meter = Meter(clock, "verify", expected)
         for chunk in spool.chunks(_THREADS_AT_ONCE):
-            threads = [thread.thread_id for thread in chunk]
+            compared = [thread for thread in chunk if thread.thread_id not in apart]
+            threads = [thread.thread_id for thread in compared]
             compare(
-                source, target, chunk, digests(metered(target.records(threads, data=False), meter)), verdict
+                source,
+                target,
+                compared,
+                digests(metered(target.records(threads, data=False), meter)),
+                verdict,
             )
         meter.tell()
     return verdict
+
+
+def verify_merged(source: Source, sink: Sink, threads: Sequence[str], verdict: Verdict) -> None:
+    """Look for the source's rows in threads that have others, too."""
+    verdict.threads += len(threads)
+    differing: set[str] = set()
+    for record, _ in merged(source, sink, threads):
+        differing.add(record.thread_id)
+        if len(verdict.differences) < _SHOWN:
+            verdict.differences.append(Difference(record.thread_id, f"{describe(record)} was not merged"))
+    verdict.differing_threads += len(differing)
 
 
 def metered(records: Iterable[Record], meter: Meter) -> Iterator[Record]:
@@ -247,7 +295,7 @@ def metered(records: Iterable[Record], meter: Meter) -> Iterator[Record]:
         yield record
 
 
-def refuse_strangers(sink: Sink, spool: Spool) -> None:
+def refuse_strangers(source: Source, sink: Sink, spool: Spool) -> None:
     """Find threads that no transfer brought, before as much as a table is made.
 
     Raises:
@@ -257,29 +305,34 @@ def refuse_strangers(sink: Sink, spool: Spool) -> None:
         if sink.ledger().runs():
             return  # threads may be those of an interrupted run
     with suppress(SchemaError):  # no tables, so no threads
-        if (existing := _first_existing(sink, spool)) is not None:
-            raise ConflictError(f"{sink.label} already has thread {existing!r}", hint=_make_room(sink))
+        decide(source, sink, _existing(sink, spool), "error", _make_room(sink))
 
 
 def _make_room(sink: Sink) -> str:
     return f"move into {sink.fresh}, or delete the threads from the target"
 
 
-def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spool) -> Run:
-    """The run to continue, or a new one; a run that was undone by hand does not count."""
-    runs = [run for run in ledger.runs() if run.target_identity == sink.identity]
+def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spool, options: Options) -> Run:
+    """The run to continue, or a new one; a run that was undone, by hand too, does not count."""
+    runs = [run for run in ledger.runs() if run.target_identity == sink.identity and run.state != "undone"]
+    if half := next((run for run in runs if run.state == "undoing"), None):
+        raise ConflictError(
+            f"run {half.run_id} into {sink.label} is half undone",
+            hint=f"finish that first: persistence undo {half.run_id}",
+        )
     same = next((run for run in runs if run.source_fingerprint == found.fingerprint), None)
-    if same is not None and not _is_undone(same, sink, ledger, spool):
+    # Whoever asks to replace or merge means what the threads have become since.
+    again = same is not None and same.state == "finished" and options.on_conflict != "error"
+    if same is not None and not again and not _is_undone(same, sink, ledger, spool):
         return same
-    if (existing := _first_existing(sink, spool)) is not None:
-        unfinished = [run for run in runs if run.state == "running"]
-        hint = _make_room(sink)
-        if unfinished and unfinished[0].options.get("source") == source.label:
-            hint = (
-                f"run {unfinished[0].run_id} from this source was interrupted, and the source has changed"
-                f" since; {hint}"
-            )
-        raise ConflictError(f"{sink.label} already has thread {existing!r}", hint=hint)
+    room = _make_room(sink)
+    unfinished = [run for run in runs if run.state == "running"]
+    if unfinished and unfinished[0].options.get("source") == source.label:
+        room = (
+            f"run {unfinished[0].run_id} from this source was interrupted, and the source has changed since;"
+            f" undo it with `persistence undo`, or {room}"
+        )
+    actions = decide(source, sink, _existing(sink, spool), options.on_conflict, room)
     run = Run(
         run_id=str(uuid.uuid4()),
         source_fingerprint=found.fingerprint,
@@ -288,7 +341,7 @@ def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spo
         options={"source": source.label, "batch_records": BATCH_RECORDS, "batch_bytes": BATCH_BYTES},
         totals=None,
     )
-    ledger.begin(run)
+    ledger.begin(run, actions)
     return run
 
 
@@ -299,15 +352,16 @@ def _is_undone(run: Run, sink: Sink, ledger: Ledger, spool: Spool) -> bool:
         ConflictError: Some have, others have not.
     """
     if run.state == "running":
-        return bool(ledger.committed(run.run_id)) and _first_existing(sink, spool) is None
+        return bool(ledger.committed(run.run_id)) and not _existing(sink, spool)
+    left_out = {thread for thread, action in ledger.actions(run.run_id).items() if action == "skip"}
     missing = 0
     first = ""
     for chunk in spool.chunks(_THREADS_AT_ONCE):
-        threads = [thread.thread_id for thread in chunk]
+        threads = [thread.thread_id for thread in chunk if thread.thread_id not in left_out]
         if gone := set(threads) - sink.existing(threads):
             missing += len(gone)
             first = first or min(gone)
-    if 0 < missing < spool.count:
+    if 0 < missing < spool.count - len(left_out):
         raise ConflictError(
             f"{sink.label} got these threads in run {run.run_id}, but {missing} of {spool.count} are no"
             f" longer there, thread {first!r} for one",
@@ -316,48 +370,76 @@ def _is_undone(run: Run, sink: Sink, ledger: Ledger, spool: Spool) -> bool:
     return missing > 0
 
 
-def _first_existing(sink: Sink, spool: Spool) -> str | None:
-    for chunk in spool.chunks(_THREADS_AT_ONCE):
-        if existing := sink.existing([thread.thread_id for thread in chunk]):
-            return min(existing)
-    return None
+def _existing(sink: Sink, spool: Spool) -> list[str]:
+    """The threads that the target has, sorted."""
+    chunks = ([thread.thread_id for thread in chunk] for chunk in spool.chunks(_THREADS_AT_ONCE))
+    return sorted(chain.from_iterable(map(sink.existing, chunks)))
 
 
-def _batches(records: Iterable[Record], run: Run, meter: Meter, *, repeats_values: bool) -> Iterator[Batch]:
-    """Cut records into batches: the same ones each time, for the limits that the run began with."""
-    options: Mapping[str, Any] = run.options
-    max_records, max_bytes = int(options["batch_records"]), int(options["batch_bytes"])
-    batch: list[Value | Checkpoint | Write] = []
-    size = repeated = number = 0
-    for record in metered(records, meter):
-        if isinstance(record, Reject):
-            raise TransferError("the source changed while it was read")
-        batch.append(record)
-        size += content_bytes(record)
-        if repeats_values and isinstance(record, Checkpoint):
-            repeated += sum(ref.size for ref in record.values if ref.data is None)
-        if len(batch) >= max_records or size + repeated >= max_bytes:
-            yield _batch(run.run_id, number, batch, size)
-            batch, size, repeated, number = [], 0, 0, number + 1
-    if batch:
-        yield _batch(run.run_id, number, batch, size)
+class _Cutter:
+    """Cuts a run's records into batches: the same ones each time, for the limits that the run began with."""
+
+    def __init__(self, run: Run, sink: Sink, copied: Copied) -> None:
+        self._run_id = run.run_id
+        self._max_records = int(run.options["batch_records"])
+        self._max_bytes = int(run.options["batch_bytes"])
+        self._repeats_values = sink.repeats_values
+        self._replaces = set(copied.having("replace"))
+        self._present = Present(sink, frozenset(copied.having("merge")))
+        self._number = 0
+
+    def batches(self, records: Iterable[Record]) -> Iterator[Batch]:
+        batch: list[Value | Checkpoint | Write] = []
+        size = repeated = 0
+        for record in records:
+            if isinstance(record, Reject):
+                raise TransferError("the source changed while it was read")
+            batch.append(record)
+            size += content_bytes(record)
+            if self._repeats_values and isinstance(record, Checkpoint):
+                repeated += sum(ref.size for ref in record.values if ref.data is None)
+            if len(batch) >= self._max_records or size + repeated >= self._max_bytes:
+                yield self._batch(batch, size)
+                batch, size, repeated = [], 0, 0
+        if batch:
+            yield self._batch(batch, size)
+
+    def _batch(self, records: list[Value | Checkpoint | Write], size: int) -> Batch:
+        digest = hashlib.sha256()
+        for record in records:
+            digest.update(line(record))
+        counts = {
+            kind: sum(isinstance(record, kind) for record in records) for kind in (Checkpoint, Write, Value)
+        }
+        entry = LedgerEntry(
+            run_id=self._run_id,
+            number=self._number,
+            thread_id=records[0].thread_id,
+            digest=digest.hexdigest(),
+            checkpoints=counts[Checkpoint],
+            writes=counts[Write],
+            values=counts[Value],
+            bytes=size,
+        )
+        self._number += 1
+        # A thread is replaced with the first of its batches, and what the next ones add stays.
+        begun = self._replaces.intersection(record.thread_id for record in records)
+        self._replaces -= begun
+        inserted = self._present.without(records)
+        rows = [r for r in inserted if not (self._repeats_values and isinstance(r, Value))]
+        return Batch(entry.number, inserted, entry, pack(rows), sorted(begun))
 
 
-def _batch(run_id: str, number: int, records: list[Value | Checkpoint | Write], size: int) -> Batch:
-    digest = hashlib.sha256()
-    for record in records:
-        digest.update(line(record))
-    counts = {
-        kind: sum(isinstance(record, kind) for record in records) for kind in (Checkpoint, Write, Value)
-    }
-    entry = LedgerEntry(
-        run_id=run_id,
-        number=number,
-        thread_id=records[0].thread_id,
-        digest=digest.hexdigest(),
-        checkpoints=counts[Checkpoint],
-        writes=counts[Write],
-        values=counts[Value],
-        bytes=size,
-    )
-    return Batch(number, records, entry)
+class Throttle:
+    """Holds the rate of writing below a limit."""
+
+    def __init__(self, max_mbps: float | None) -> None:
+        self._bytes_per_second = max_mbps * 1_000_000 if max_mbps is not None else math.inf
+        self._started = time.monotonic()
+        self._bytes = 0
+
+    def wait(self, size: int) -> None:
+        """Wait until so many bytes more are within the limit."""
+        self._bytes += size
+        due = self._started + self._bytes / self._bytes_per_second
+        time.sleep(max(0.0, due - time.monotonic()))

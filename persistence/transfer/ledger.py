@@ -6,19 +6,31 @@ whatever instant the process died at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, Protocol, cast
 
 import msgspec
 
-State = Literal["running", "copied", "finished"]
+State = Literal["running", "copied", "finished", "undoing", "undone"]
+Action = Literal["skip", "replace", "merge"]
+Statement = tuple[str, Sequence[object]]
 
-RUNS = (
-    "SELECT run_id, source_fingerprint, target_identity, state, options, totals"
-    " FROM persistence_transfers ORDER BY started_at DESC, run_id"
-)
-"""The query of :meth:`Ledger.runs`; :func:`run_of` reads its rows."""
+_RUN = "run_id, source_fingerprint, target_identity, state, options, totals"
+_PUT_BATCH = """
+INSERT INTO persistence_transfer_batches
+    (run_id, batch_no, thread_id, digest, checkpoints, writes, blobs, bytes, committed_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, {now})
+"""
+_PUT_KEYS = "INSERT INTO persistence_transfer_keys (run_id, batch_no, keys) VALUES (?, ?, ?)"
+_PUT_RUN = """
+INSERT INTO persistence_transfers (run_id, source_fingerprint, target_identity, started_at, state, options)
+VALUES (?, ?, ?, {now}, ?, ?)
+"""
+_PUT_ACTION = "INSERT INTO persistence_transfer_threads (run_id, thread_id, action) VALUES (?, ?, ?)"
+_ADVANCE = """
+UPDATE persistence_transfers SET state = ?, totals = ?, finished_at = {now} WHERE run_id = ?
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +58,83 @@ class Run:
     target_identity: str
     state: State
     options: Mapping[str, Any]
-    """How batches are cut and what the source was called."""
+    """How batches are cut, what the source was called, what is done about conflicts."""
     totals: Mapping[str, Any] | None
 
 
-def run_of(row: Sequence[Any]) -> Run:
-    """A row of :data:`RUNS`."""
+class Tables(Protocol):
+    """The database that keeps a ledger."""
+
+    now: str
+    """An SQL expression for the time."""
+
+    def query(self, statement: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """What a query gives; ``?`` stands for an argument."""
+
+    def change(self, statements: Iterable[Statement]) -> None:
+        """Some statements in one transaction."""
+
+
+class Ledger:
+    """The record of transfers that a target database keeps, in the tables ``persistence_transfer...``."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def runs(self) -> list[Run]:
+        """Every run into this database, newest first."""
+        rows = self._tables.query(
+            f"SELECT {_RUN} FROM persistence_transfers ORDER BY started_at DESC, run_id"
+        )
+        return [_run_of(row) for row in rows]
+
+    def begin(self, run: Run, actions: Mapping[str, Action]) -> None:
+        """Note that a run starts, and what it does about threads that are there."""
+        options = msgspec.json.encode(run.options).decode()
+        row = (run.run_id, run.source_fingerprint, run.target_identity, run.state, options)
+        self._tables.change(
+            [
+                (_PUT_RUN.format(now=self._tables.now), row),
+                *((_PUT_ACTION, (run.run_id, thread, action)) for thread, action in actions.items()),
+            ]
+        )
+
+    def actions(self, run_id: str) -> dict[str, Action]:
+        """What a run does about threads that were there when it began."""
+        rows = self._tables.query(
+            "SELECT thread_id, action FROM persistence_transfer_threads WHERE run_id = ?", (run_id,)
+        )
+        return {thread: cast(Action, action) for thread, action in rows}
+
+    def committed(self, run_id: str) -> dict[int, str]:
+        """The batches that were committed, with their digests."""
+        rows = self._tables.query(
+            "SELECT batch_no, digest FROM persistence_transfer_batches WHERE run_id = ?", (run_id,)
+        )
+        return dict(rows)
+
+    def keys(self, run_id: str) -> Iterator[bytes]:
+        """What each batch inserted, in order; see :func:`persistence.transfer.keys.unpack`."""
+        for number in sorted(self.committed(run_id)):
+            rows = self._tables.query(
+                "SELECT keys FROM persistence_transfer_keys WHERE run_id = ? AND batch_no = ?",
+                (run_id, number),
+            )
+            yield from (bytes(row[0]) for row in rows)
+
+    def advance(self, run_id: str, state: State, totals: Mapping[str, Any]) -> None:
+        """Note how far a run has come."""
+        ended = self._tables.now if state in ("finished", "undone") else "NULL"
+        args = (state, msgspec.json.encode(totals).decode(), run_id)
+        self._tables.change([(_ADVANCE.format(now=ended), args)])
+
+
+def entry_statements(entry: LedgerEntry, keys: bytes, now: str) -> list[Statement]:
+    """What a sink executes in the transaction of a batch."""
+    return [(_PUT_BATCH.format(now=now), astuple(entry)), (_PUT_KEYS, (entry.run_id, entry.number, keys))]
+
+
+def _run_of(row: Sequence[Any]) -> Run:
     run_id, fingerprint, identity, state, options, totals = row
     return Run(
         run_id,
@@ -61,19 +144,3 @@ def run_of(row: Sequence[Any]) -> Run:
         msgspec.json.decode(options),
         msgspec.json.decode(totals) if totals else None,
     )
-
-
-class Ledger(Protocol):
-    """The record of transfers that a target database keeps."""
-
-    def runs(self) -> list[Run]:
-        """Every run into this database, newest first."""
-
-    def begin(self, run: Run) -> None:
-        """Note that a run starts."""
-
-    def committed(self, run_id: str) -> Mapping[int, str]:
-        """The batches that were committed, with their digests."""
-
-    def advance(self, run_id: str, state: State, totals: Mapping[str, Any]) -> None:
-        """Note how far a run has come."""

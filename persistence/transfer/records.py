@@ -8,12 +8,15 @@ Nobody here deserialises a channel value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from persistence.transfer.ledger import Ledger, LedgerEntry
+
+if TYPE_CHECKING:
+    from persistence.transfer.keys import Key
 
 
 class ValueRef(NamedTuple):
@@ -97,6 +100,10 @@ class Batch:
     number: int
     records: Sequence[Value | Checkpoint | Write]
     entry: LedgerEntry
+    keys: bytes
+    """What it inserts, for the ledger; see :mod:`persistence.transfer.keys`."""
+    replaces: Sequence[str] = ()
+    """Threads to delete first."""
 
 
 @dataclass(slots=True)
@@ -184,3 +191,23 @@ class Sink(Protocol):
 
     def skip(self, batch: Batch) -> None:
         """See a batch that an interrupted run has committed: later ones may refer to its values."""
+
+    def source(self) -> AbstractContextManager[Source]:
+        """What it holds now."""
+
+    def values(self, thread: str) -> Iterator[Value]:
+        """The thread's values that have rows of their own, without their data."""
+
+    def removing(self) -> AbstractContextManager[Removal]:
+        """One transaction, in which nobody else writes."""
+
+
+class Removal(Protocol):
+    """Takes rows of a transfer out again."""
+
+    @property
+    def source(self) -> Source:
+        """What the transaction sees."""
+
+    def remove(self, thread: str, keys: Iterable[Key]) -> None:
+        """Delete rows of a thread; keys without a row are no error."""

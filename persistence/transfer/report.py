@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from persistence.transfer.ledger import Action
 
 Phase = Literal["read", "write", "verify"]
 
@@ -56,6 +60,7 @@ class Report:
         batches_skipped: Batches that an interrupted run had committed before.
         already_done: The same content had been moved into this target before; nothing was written.
         verified: Whether the content of both sides was compared and found equal.
+        conflicts: How many threads were in the target before, by what was done about them.
         seconds: Duration in all, and of each phase.
         phases: Seconds by phase.
     """
@@ -69,6 +74,7 @@ class Report:
     batches_skipped: int
     already_done: bool
     verified: bool
+    conflicts: Mapping[Action, int]
     seconds: float
     phases: dict[str, float]
 

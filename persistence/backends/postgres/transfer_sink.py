@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,9 +22,11 @@ from psycopg.rows import tuple_row
 
 from persistence.backends.postgres.connection import connect, database_identity, translate
 from persistence.backends.postgres.transfer_preflight import PostgresPreflight
+from persistence.backends.postgres.transfer_source import PostgresSource
 from persistence.errors import ConflictError, TransferError
 from persistence.transfer.canonical import inline_json
-from persistence.transfer.ledger import RUNS, Run, State, run_of
+from persistence.transfer.keys import Key
+from persistence.transfer.ledger import Ledger, Statement, entry_statements
 from persistence.transfer.records import Batch, Checkpoint, Value, ValueRef, Write
 
 if TYPE_CHECKING:
@@ -44,6 +47,11 @@ _TABLES = {
     ),
     "checkpoints": "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata",
 }
+_REMOVE = {
+    "c": ("checkpoints", ("checkpoint_ns", "checkpoint_id")),
+    "v": ("checkpoint_blobs", ("checkpoint_ns", "channel", "version")),
+    "w": ("checkpoint_writes", ("checkpoint_ns", "checkpoint_id", "task_id", "idx")),
+}
 _COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_TRAILER = b"\xff\xff"
 _NULL = b"\xff\xff\xff\xff"
@@ -57,6 +65,7 @@ class PostgresSink:
 
     fresh = "an empty database or schema"
     repeats_values = False
+    now = "now()"
 
     def __init__(self, provider: Provider) -> None:
         self.label = str(provider.dsn)
@@ -86,9 +95,13 @@ class PostgresSink:
         """See :class:`persistence.transfer.records.Sink`."""
         return PostgresPreflight()
 
-    def ledger(self) -> PostgresLedger:
+    def ledger(self) -> Ledger:
         """See :class:`persistence.transfer.records.Sink`."""
-        return PostgresLedger(self)
+        return Ledger(self)
+
+    def source(self) -> PostgresSource:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return PostgresSource(self._provider)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -134,6 +147,10 @@ class PostgresSink:
                     rows["checkpoints"] += _checkpoint_row(record)
         with self.errors(), self._conn.transaction():
             cursor = self._conn.cursor()
+            for table in _TABLES if batch.replaces else ():
+                cursor.execute(
+                    f"DELETE FROM {table} WHERE thread_id = ANY(%s)".encode(), [list(batch.replaces)]
+                )
             for table, columns in _TABLES.items():
                 if len(parts := rows[table]) == 1:
                     continue
@@ -141,20 +158,39 @@ class PostgresSink:
                 statement = f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)"
                 with cursor.copy(statement.encode()) as copy:
                     copy.write(b"".join(parts))
-            cursor.execute(
-                "INSERT INTO persistence_transfer_batches (run_id, batch_no, thread_id, digest, checkpoints,"
-                " writes, blobs, bytes, committed_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, now())",
-                astuple(batch.entry),
-            )
+            for text, args in entry_statements(batch.entry, batch.keys, self.now):
+                cursor.execute(_own(text), args)
 
     def skip(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`; each value has a row of its own."""
 
-    def execute(self, statement: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """One statement of the ledger, in its own transaction."""
+    def values(self, thread: str) -> Iterator[Value]:
+        """See :class:`persistence.transfer.records.Sink`."""
+        statement = (
+            "SELECT thread_id, checkpoint_ns, channel, version, type, sha256(coalesce(blob, ''))"
+            " FROM checkpoint_blobs WHERE type <> 'empty' AND thread_id = ?"
+        )
+        return (Value._make((*row, b"")) for row in self.query(statement, (thread,)))
+
+    @contextmanager
+    def removing(self) -> Iterator[PostgresRemoval]:
+        """See :class:`persistence.transfer.records.Sink`."""
+        with self.errors(), self._conn.transaction():
+            cursor = self._conn.cursor()
+            cursor.execute(f"SET LOCAL lock_timeout = '{_LOCK_WAIT:.0f}s'".encode())
+            cursor.execute(f"LOCK TABLE {', '.join(_TABLES)} IN SHARE ROW EXCLUSIVE MODE".encode())
+            yield PostgresRemoval(self._conn, self.label)
+
+    def query(self, statement: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """See :class:`persistence.transfer.ledger.Tables`."""
         with self.errors():
-            cursor = self._conn.cursor(row_factory=tuple_row).execute(statement.encode(), args)
-            return cursor.fetchall() if cursor.description else []
+            return self._conn.cursor(row_factory=tuple_row).execute(_own(statement), args).fetchall()
+
+    def change(self, statements: Iterable[Statement]) -> None:
+        """See :class:`persistence.transfer.ledger.Tables`."""
+        with self.errors(), self._conn.transaction():
+            for statement, args in statements:
+                self._conn.execute(_own(statement), args)
 
     def _connect(self) -> Connection[Any]:
         return connect(self._provider.dsn, self._provider.settings)
@@ -177,39 +213,31 @@ class PostgresSink:
             raise TransferError(f"{self.label} refused the data: {str(error).splitlines()[0]}") from None
 
 
-class PostgresLedger:
-    """The tables ``persistence_transfers`` and ``persistence_transfer_batches``."""
+class PostgresRemoval:
+    """Takes rows out again, in the transaction of :meth:`PostgresSink.removing`."""
 
-    def __init__(self, sink: PostgresSink) -> None:
-        self._sink = sink
+    def __init__(self, conn: Connection[Any], label: str) -> None:
+        self._conn = conn
+        self.source = PostgresSource.on(conn, label)
 
-    def runs(self) -> list[Run]:
-        """See :class:`persistence.transfer.ledger.Ledger`."""
-        return [run_of(row) for row in self._sink.execute(RUNS)]
-
-    def begin(self, run: Run) -> None:
-        """See :class:`persistence.transfer.ledger.Ledger`."""
-        self._sink.execute(
-            "INSERT INTO persistence_transfers (run_id, source_fingerprint, target_identity, started_at,"
-            " state, options) VALUES (%s, %s, %s, now(), %s, %s)",
-            [run.run_id, run.source_fingerprint, run.target_identity, run.state, _json(run.options)],
-        )
-
-    def committed(self, run_id: str) -> Mapping[int, str]:
-        """See :class:`persistence.transfer.ledger.Ledger`."""
-        return dict(
-            self._sink.execute(
-                "SELECT batch_no, digest FROM persistence_transfer_batches WHERE run_id = %s", [run_id]
+    def remove(self, thread: str, keys: Iterable[Key]) -> None:
+        """See :class:`persistence.transfer.records.Removal`."""
+        for kind, group in groupby(sorted(keys), key=attrgetter("kind")):
+            table, columns = _REMOVE[kind]
+            arrays = [list(column) for column in zip(*(key[1:] for key in group), strict=True)][
+                : len(columns)
+            ]
+            types = ["int[]" if column == "idx" else "text[]" for column in columns]
+            statement = (
+                f"DELETE FROM {table} WHERE thread_id = %s AND ({', '.join(columns)})"
+                f" IN (SELECT * FROM unnest({', '.join(f'%s::{kind}' for kind in types)}))"
             )
-        )
+            self._conn.execute(statement.encode(), [thread, *arrays])
 
-    def advance(self, run_id: str, state: State, totals: Mapping[str, Any]) -> None:
-        """See :class:`persistence.transfer.ledger.Ledger`."""
-        self._sink.execute(
-            "UPDATE persistence_transfers SET state = %s, totals = %s,"
-            " finished_at = CASE WHEN %s = 'finished' THEN now() END WHERE run_id = %s",
-            [state, _json(totals), state, run_id],
-        )
+
+def _own(statement: str) -> bytes:
+    """A statement of the ledger, as the driver wants it."""
+    return statement.replace("?", "%s").encode()
 
 
 def _blob_row(value: Value) -> list[bytes]:

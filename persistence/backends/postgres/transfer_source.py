@@ -108,6 +108,13 @@ class PostgresSource:
             self._stack = stack.pop_all()
         return self
 
+    @classmethod
+    def on(cls, conn: Connection[Any], label: str) -> PostgresSource:
+        """What a transaction of somebody else's sees."""
+        source = cls.__new__(cls)
+        source.label, source._conn = label, conn
+        return source
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -85,6 +85,14 @@ class SqliteSource:
             self._stack = stack.pop_all()
         return self
 
+    @classmethod
+    def on(cls, conn: sqlite3.Connection, label: str) -> SqliteSource:
+        """What a transaction of somebody else's sees."""
+        source = cls.__new__(cls)
+        source.label, source._conn, source._unlocked = label, conn, None
+        source._has_task_path = source._check_tables()
+        return source
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import ormsgpack
 
 from persistence.backends.sqlite.codec import inside_map, joined
 from persistence.backends.sqlite.connection import translate
+from persistence.backends.sqlite.transfer import SqliteSource
 from persistence.backends.sqlite.transfer_lock import sole_transfer
 from persistence.backends.sqlite.transfer_preflight import SqlitePreflight
 from persistence.errors import ConflictError, ConnectError, TransferError
 from persistence.transfer.canonical import decode_json
 from persistence.transfer.digest import describe
-from persistence.transfer.ledger import RUNS, Run, State, run_of
+from persistence.transfer.keys import Key
+from persistence.transfer.ledger import Ledger, Statement, entry_statements
 from persistence.transfer.records import Batch, Checkpoint, Value, ValueRef, Write
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ _PUT_WRITE = """
 INSERT INTO writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, value)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-_PUT_ENTRY = """
-INSERT INTO persistence_transfer_batches
-    (run_id, batch_no, thread_id, digest, checkpoints, writes, blobs, bytes, committed_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, strftime('%Y-%m-%d %H:%M:%f', 'now'))
+_REMOVE = "DELETE FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
+_REMOVE_WRITE = """
+DELETE FROM writes
+WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ? AND task_id = ? AND idx = ?
 """
 _HAS_THREAD = """
 SELECT EXISTS (SELECT 1 FROM checkpoints WHERE thread_id = ?1)
@@ -62,9 +62,11 @@ class SqliteSink:
 
     fresh = "a file that does not exist yet"
     repeats_values = True
+    now = "strftime('%Y-%m-%d %H:%M:%f', 'now')"
 
     def __init__(self, provider: SqliteProvider) -> None:
         self.label = str(provider.dsn)
+        self._provider = provider
         self._database = provider.database
 
     def __enter__(self) -> SqliteSink:
@@ -95,9 +97,9 @@ class SqliteSink:
         """See :class:`persistence.transfer.records.Sink`."""
         return SqlitePreflight()
 
-    def ledger(self) -> SqliteLedger:
+    def ledger(self) -> Ledger:
         """See :class:`persistence.transfer.records.Sink`."""
-        return SqliteLedger(self)
+        return Ledger(self)
 
     def exclusive(self) -> AbstractContextManager[None]:
         """See :class:`persistence.transfer.records.Sink`."""
@@ -113,12 +115,13 @@ class SqliteSink:
     def write(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`."""
         with self.transaction() as conn:
+            for thread in batch.replaces:
+                conn.execute("DELETE FROM checkpoints WHERE thread_id = ?", (thread,))
+                conn.execute("DELETE FROM writes WHERE thread_id = ?", (thread,))
             for record in batch.records:
                 self._insert(conn, record)
-            conn.execute(
-                _PUT_ENTRY,
-                astuple(batch.entry),
-            )
+            for statement, args in entry_statements(batch.entry, batch.keys, self.now):
+                conn.execute(statement, args)
 
     def skip(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`."""
@@ -126,12 +129,32 @@ class SqliteSink:
             if isinstance(record, Value):
                 self._values.add(record)
 
-    def rows(self, statement: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """What a query of the ledger gives. A file that is not there is not made."""
+    def source(self) -> SqliteSource:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return SqliteSource(self._provider)
+
+    def values(self, thread: str) -> Iterator[Value]:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return iter(())
+
+    @contextmanager
+    def removing(self) -> Iterator[SqliteRemoval]:
+        """See :class:`persistence.transfer.records.Sink`."""
+        with self.transaction() as conn:
+            yield SqliteRemoval(conn, self.label)
+
+    def query(self, statement: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """See :class:`persistence.transfer.ledger.Tables`. A file that is not there is not made."""
         if not self._path.exists():
             return []
         with self.errors(), closing(self._database.connect(readonly=True)) as conn:
             return conn.execute(statement, args).fetchall()
+
+    def change(self, statements: Iterable[Statement]) -> None:
+        """See :class:`persistence.transfer.ledger.Tables`."""
+        with self.transaction() as conn:
+            for statement, args in statements:
+                conn.execute(statement, args)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -183,41 +206,20 @@ class SqliteSink:
             raise TransferError(f"{self.label} refused the data: {error}") from None
 
 
-class SqliteLedger:
-    """The tables ``persistence_transfers`` and ``persistence_transfer_batches``."""
+class SqliteRemoval:
+    """Takes rows out again, in the transaction of :meth:`SqliteSink.removing`."""
 
-    def __init__(self, sink: SqliteSink) -> None:
-        self._sink = sink
+    def __init__(self, conn: sqlite3.Connection, label: str) -> None:
+        self._conn = conn
+        self.source = SqliteSource.on(conn, label)
 
-    def runs(self) -> list[Run]:
-        """See :class:`persistence.transfer.ledger.Ledger`."""
-        return [run_of(row) for row in self._sink.rows(RUNS)]
-
-    def begin(self, run: Run) -> None:
-        """See :class:`persistence.transfer.ledger.Ledger`."""
-        with self._sink.transaction() as conn:
-            conn.execute(
-                "INSERT INTO persistence_transfers (run_id, source_fingerprint, target_identity, started_at,"
-                " state, options) VALUES (?, ?, ?, strftime('%Y-%m-%d %H:%M:%f', 'now'), ?, ?)",
-                (run.run_id, run.source_fingerprint, run.target_identity, run.state, _json(run.options)),
-            )
-
-    def committed(self, run_id: str) -> Mapping[int, str]:
-        """See :class:`persistence.transfer.ledger.Ledger`."""
-        return dict(
-            self._sink.rows(
-                "SELECT batch_no, digest FROM persistence_transfer_batches WHERE run_id = ?", (run_id,)
-            )
-        )
-
-    def advance(self, run_id: str, state: State, totals: Mapping[str, Any]) -> None:
-        """See :class:`persistence.transfer.ledger.Ledger`."""
-        with self._sink.transaction() as conn:
-            conn.execute(
-                "UPDATE persistence_transfers SET state = ?1, totals = ?2, finished_at ="
-                " CASE WHEN ?1 = 'finished' THEN strftime('%Y-%m-%d %H:%M:%f', 'now') END WHERE run_id = ?3",
-                (state, _json(totals), run_id),
-            )
+    def remove(self, thread: str, keys: Iterable[Key]) -> None:
+        """See :class:`persistence.transfer.records.Removal`; values have no rows here."""
+        for key in keys:
+            if key.kind == "c":
+                self._conn.execute(_REMOVE, (thread, key.checkpoint_ns, key.name))
+            elif key.kind == "w":
+                self._conn.execute(_REMOVE_WRITE, (thread, *key[1:]))
 
 
 class _Values:
@@ -251,7 +253,3 @@ class _Values:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()

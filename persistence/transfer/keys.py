@@ -1,0 +1,78 @@
+"""What identifies a row, and a mark of its content: how a ledger knows later what a batch inserted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from operator import attrgetter
+from typing import Literal, NamedTuple
+
+import msgspec
+import zstandard
+
+from persistence.transfer.digest import line
+from persistence.transfer.records import Checkpoint, Value, Write
+
+_MARK_BYTES = 8
+"""Enough to tell a row that was changed from one that was not: nobody chooses the content to collide."""
+
+
+class Key(NamedTuple):
+    """A row of a thread: a checkpoint, a pending write, or a channel value that has a row of its own."""
+
+    kind: Literal["c", "w", "v"]
+    checkpoint_ns: str
+    name: str
+    """The checkpoint's id, or the value's channel."""
+    part: str = ""
+    """The write's task, or the value's version."""
+    idx: int = 0
+
+
+def key_of(record: Value | Checkpoint | Write) -> Key:
+    """What identifies a record within its thread."""
+    match record:
+        case Checkpoint():
+            return Key("c", record.checkpoint_ns, record.checkpoint_id)
+        case Write():
+            return Key("w", record.checkpoint_ns, record.checkpoint_id, record.task_id, record.idx)
+        case Value():
+            return Key("v", record.checkpoint_ns, record.channel, record.version)
+
+
+def mark_of(line_of_record: bytes) -> bytes:
+    """A mark of a record's content, from its :func:`~persistence.transfer.digest.line`."""
+    return hashlib.sha256(line_of_record).digest()[:_MARK_BYTES]
+
+
+def marked(record: Value | Checkpoint | Write) -> tuple[Key, bytes]:
+    """A record's key and mark."""
+    return key_of(record), mark_of(line(record))
+
+
+def values_of(checkpoint: Checkpoint) -> Iterator[Value]:
+    """The values that a checkpoint refers to, without their data."""
+    for ref in checkpoint.values:
+        if ref.data is None and ref.version is not None:
+            yield Value(*checkpoint[:2], ref.channel, ref.version, ref.type, ref.sha256, b"")
+
+
+_Packed = list[tuple[str, list[tuple[Key, bytes]]]]
+_decoder = msgspec.msgpack.Decoder(_Packed)
+
+
+def pack(records: Iterable[Value | Checkpoint | Write]) -> bytes:
+    """The keys and marks of sorted records, compressed."""
+    packed: _Packed = [
+        (thread, [marked(record) for record in group])
+        for thread, group in groupby(records, key=attrgetter("thread_id"))
+    ]
+    return zstandard.compress(msgspec.msgpack.encode(packed))
+
+
+def unpack(batches: Iterable[bytes]) -> Iterator[tuple[str, Mapping[Key, bytes]]]:
+    """The keys and marks of each thread, whose records may be spread over following batches."""
+    threads = (entry for data in batches for entry in _decoder.decode(zstandard.decompress(data)))
+    for thread, entries in groupby(threads, key=lambda entry: entry[0]):
+        yield thread, {key: mark for _, rows in entries for key, mark in rows}
