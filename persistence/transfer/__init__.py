@@ -6,9 +6,9 @@
 from persistence.transfer.api import Side, export, import_, migrate, runs, undo, verify, verify_archive
 from persistence.transfer.options import OnConflict, Options
 from persistence.transfer.preflight import RefusedError
+from persistence.transfer.removal import Later, Undone
 from persistence.transfer.report import Phase, Progress, Report, Totals
 from persistence.transfer.selection import Selection
-from persistence.transfer.undo import Later, Undone
 from persistence.transfer.verify import Difference, Verdict
 
 __all__ = [

@@ -34,11 +34,11 @@ from persistence.transfer.engine import (
 from persistence.transfer.options import Options
 from persistence.transfer.preflight import Findings
 from persistence.transfer.records import Source
+from persistence.transfer.removal import Later, Undone, find_run
+from persistence.transfer.removal import undo as undo_run
 from persistence.transfer.report import Progress, Report, no_progress
 from persistence.transfer.selection import Selection
 from persistence.transfer.spool import Spool
-from persistence.transfer.undo import Later, Undone, find_run
-from persistence.transfer.undo import undo as undo_run
 from persistence.transfer.verify import Verdict, compare
 
 if TYPE_CHECKING:

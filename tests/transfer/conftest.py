@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -17,6 +17,9 @@ from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from tests.transfer import graphs
+
+if TYPE_CHECKING:
+    from tests.transfer.targets import Target
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 
@@ -98,3 +101,14 @@ def without_carried_snapshots(item: CheckpointTuple) -> CheckpointTuple:
     """
     values = {k: v for k, v in item.checkpoint["channel_values"].items() if k != "lines"}
     return item._replace(checkpoint={**item.checkpoint, "channel_values": values})
+
+
+@pytest.fixture(params=["postgres", "sqlite"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
+    """An empty database of each kind."""
+    from tests.transfer.targets import Target
+
+    if request.param == "sqlite":
+        (tmp_path / "target").mkdir()
+        return Target(f"sqlite:///{tmp_path / 'target' / 'new.db'}")
+    return Target(request.getfixturevalue("postgres_dsn"))

@@ -1,0 +1,159 @@
+"""Undo removes what a run inserted, and nothing that was written later."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.types import Command
+
+from persistence import transfer
+from persistence.errors import ConflictError, TransferError
+from tests.transfer import make
+from tests.transfer.targets import Target
+
+OTHER = "chat 9 theirs"
+
+
+@pytest.fixture
+def before(target: Target) -> dict[str, list[Any]]:
+    """The target has a thread of its own."""
+    target.chat(OTHER)
+    return target.rows()
+
+
+def test_nothing_of_the_run_is_left_and_all_else_is(
+    filled: Path, target: Target, before: dict[str, list[Any]]
+) -> None:
+    report = transfer.migrate(filled, target.dsn)
+    assert report.run_id is not None
+    undone = transfer.undo(report.run_id, target.dsn)
+    assert target.rows() == before
+    assert (undone.threads, undone.checkpoints) == (report.totals.threads, report.totals.checkpoints)
+    assert undone.writes == report.totals.writes
+    assert [run.state for run in transfer.runs(target.dsn)] == ["undone"]
+    with pytest.raises(TransferError, match="undone already"):
+        transfer.undo(report.run_id, target.dsn)
+    again = transfer.migrate(filled, target.dsn)
+    assert again.verified
+    assert again.run_id != report.run_id
+
+
+def test_later_work_that_builds_on_the_run_is_not_lost(filled: Path, target: Target) -> None:
+    report = transfer.migrate(filled, target.dsn)
+    moved = target.keys()
+    target.chat("chat 0 é")
+    target.chat("chat 1 é", Command(resume="yes"))
+    target.chat(OTHER)
+    after = target.rows()
+    with pytest.raises(ConflictError, match=r"later work .* builds on run .*thread 'chat 0 é'.*--later keep"):
+        transfer.undo(str(report.run_id), target.dsn)
+    assert target.rows() == after
+    assert [run.state for run in transfer.runs(target.dsn)] == ["finished"]
+
+    kept = transfer.undo(str(report.run_id), target.dsn, later="keep")
+    assert kept.kept_threads == 2
+    threads = {key[0] for key in target.keys()["checkpoints"]}
+    assert threads == {"chat 0 é", "chat 1 é", OTHER}
+    for name, found in after.items():
+        assert [row for row in found if row[0] in threads] == target.rows()[name]
+    assert moved["checkpoints"] & target.keys()["checkpoints"]
+
+
+def test_later_work_can_be_removed_too(filled: Path, target: Target, before: dict[str, list[Any]]) -> None:
+    report = transfer.migrate(filled, target.dsn)
+    target.chat("chat 0 é")
+    undone = transfer.undo(str(report.run_id), target.dsn, later="remove")
+    assert undone.later_removed > 5
+    left, was = target.rows(), before
+    assert {key[0] for key in target.keys()["checkpoints"]} == {OTHER}
+    assert left["checkpoints"] == was["checkpoints"]
+
+
+def test_a_row_that_was_changed_since_stays(tmp_path: Path, target: Target) -> None:
+    with make.database(tmp_path / "a.db") as saver:
+        first = make.put(saver, "t", {"c": [1]})
+        make.put(saver, "t", {"c": [1]}, parent=first)
+        make.put(saver, "u", {"c": [2]})
+    report = transfer.migrate(tmp_path / "a.db", target.dsn)
+    with target.official() as saver:
+        config: Any = {"configurable": {"thread_id": "u", "checkpoint_ns": ""}}
+        found = saver.get_tuple(config)
+        assert found is not None
+        saver.put(config, found.checkpoint, {"source": "update", "step": 99}, {})
+    found_by = Target.keys(target)
+    if "sqlite" in target.dsn:  # there the checkpoint holds its values and needs nothing of the run
+        undone = transfer.undo(str(report.run_id), target.dsn)
+    else:
+        with pytest.raises(ConflictError, match="thread 'u'"):
+            transfer.undo(str(report.run_id), target.dsn)
+        undone = transfer.undo(str(report.run_id), target.dsn, later="keep")
+        assert undone.kept_threads == 1
+    assert {key[0] for key in target.keys()["checkpoints"]} == {"u"}
+    assert found_by["checkpoints"] >= target.keys()["checkpoints"]
+
+
+def test_an_interrupted_run_can_be_undone(
+    filled: Path, target: Target, before: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 20)
+
+    def stop(phase: transfer.Phase, done: int, total: int, unit_bytes: int) -> None:
+        if phase == "write" and done > 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        transfer.migrate(filled, target.dsn, progress=stop)
+    (run,) = transfer.runs(target.dsn)
+    assert target.rows() != before
+    transfer.undo(run.run_id[:8], target.dsn)
+    assert target.rows() == before
+
+
+KILLED = """
+import os, signal, sys
+from persistence import transfer
+from persistence.transfer import removal
+removal._THREADS_AT_ONCE = 1
+dsn, run, die_at = sys.argv[1:]
+steps = 0
+count = removal._count
+def traced(*args):
+    global steps
+    steps += 1
+    if steps == int(die_at):
+        os.kill(os.getpid(), signal.SIGKILL)
+    count(*args)
+removal._count = traced
+transfer.undo(run, dsn)
+"""
+
+
+def test_killed_and_run_again(filled: Path, target: Target, before: dict[str, list[Any]]) -> None:
+    report = transfer.migrate(filled, target.dsn)
+    for die_at in (1, 2, 3):
+        argv = [sys.executable, "-W", "ignore", "-c", KILLED, target.dsn, str(report.run_id), str(die_at)]
+        assert subprocess.run(argv, check=False, timeout=100).returncode == -signal.SIGKILL
+    with pytest.raises(ConflictError, match="half undone"):
+        transfer.migrate(filled, target.dsn)
+    transfer.undo(str(report.run_id), target.dsn)
+    assert target.rows() == before
+
+
+def test_a_run_that_is_not_there(target: Target, before: dict[str, list[Any]]) -> None:
+    with pytest.raises(TransferError, match=r"no run '4711'.*persistence runs"):
+        transfer.undo("4711", target.dsn)
+
+
+def test_a_run_without_keys_is_refused(filled: Path, target: Target) -> None:
+    """One that an older version made."""
+    report = transfer.migrate(filled, target.dsn)
+    after = target.rows()
+    target.execute("DELETE FROM persistence_transfer_keys")
+    with pytest.raises(TransferError, match="did not note which rows"):
+        transfer.undo(str(report.run_id), target.dsn)
+    assert target.rows() == after
