@@ -119,6 +119,12 @@ class VerificationError(PersistenceError):
     exit_code = 7
 
 
+class ReportError(PersistenceError):
+    """The report file cannot be written; what the run did is done."""
+
+    code = "report"
+
+
 class UnsupportedError(PersistenceError, NotImplementedError):
     """This backend cannot do that."""
 

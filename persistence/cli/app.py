@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from persistence.cli import console, schema, status, transfer, undo
+from persistence.cli import console, inspection, schema, status, transfer, undo
 from persistence.cli.console import INTERRUPTED, OK, invocation
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app.command("import")(transfer.import_)
 app.command("verify")(transfer.verify)
 app.command("runs")(undo.runs)
 app.command("undo")(undo.undo)
+app.command("inspect")(inspection.inspect)
 app.add_typer(schema.app, name="schema")
 
 

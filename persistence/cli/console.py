@@ -95,12 +95,19 @@ def rows(lines: Iterable[tuple[object, ...]]) -> str:
 
 def fail(error: BaseException) -> int:
     """Print what went wrong and give the exit code."""
+    code, message, hint, exit_code = explain(error)
+    return _report(error, code, message, hint, exit_code)
+
+
+def explain(error: BaseException) -> tuple[str, str, str | None, int]:
+    """What went wrong: the code, the message, what to do next, and the exit code."""
     if isinstance(error, PersistenceError):
-        return _report(error, error.code, error.message, error.hint, error.exit_code)
+        return error.code, error.message, error.hint, error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return _report(error, "interrupted", "interrupted", None, INTERRUPTED)
-    return _report(
-        error,
+        return "interrupted", "interrupted", None, INTERRUPTED
+    if isinstance(error, SystemExit):
+        return "terminated", "terminated by a signal", None, int(error.code or OK)
+    return (
         "internal",
         f"unexpected {type(error).__name__}: {error}",
         "run again with --debug and report this with the traceback",

@@ -1,27 +1,110 @@
-"""How far a transfer has come: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""How far a transfer has come: a bar on a terminal, plain lines elsewhere, events with ``--json``."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from persistence.cli.console import invocation, note, terminal
 
 if TYPE_CHECKING:
-    from persistence.transfer.report import Phase, Progress
+    from persistence.transfer.report import Phase
 
 LINE_EVERY = 10.0
 """Seconds between two plain lines of one phase: enough for a log, not a flood."""
+EVENT_EVERY = 1.0
+"""Seconds between two events of one phase, but for the first and the last."""
+_MEASURABLE = 0.05
+
+
+@dataclass(slots=True)
+class Step:
+    """How far one phase has come."""
+
+    phase: str
+    done: int = 0
+    total: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    started: float = field(default_factory=lambda: time.monotonic())
+    shown: float = 0.0
+    ended: bool = False
+
+    @property
+    def checkpoints_per_second(self) -> float | None:
+        """``None`` before it can be told."""
+        return self.done / self.seconds if self.seconds > _MEASURABLE else None
+
+    @property
+    def bytes_per_second(self) -> float | None:
+        """``None`` before it can be told."""
+        return self.bytes / self.seconds if self.seconds > _MEASURABLE else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """``None`` before it can be told."""
+        return self.seconds / self.done * (self.total - self.done) if self.done else None
+
+    def figures(self) -> dict[str, Any]:
+        """All of it, for an event or a report."""
+        return {
+            "phase": self.phase,
+            "done": self.done,
+            "total": self.total,
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "checkpoints_per_second": _rounded(self.checkpoints_per_second),
+            "bytes_per_second": _rounded(self.bytes_per_second),
+            "seconds_left": _rounded(self.seconds_left),
+        }
+
+
+class Display(Protocol):
+    """One way to show it."""
+
+    def show(self, step: Step, *, first: bool) -> None:
+        """A phase begins, goes on, or has ended."""
+
+
+class Tracker:
+    """Keeps how far each phase has come, and has it shown. This is what a transfer tells."""
+
+    def __init__(self, display: Display) -> None:
+        self.steps: dict[str, Step] = {}
+        self._display = display
+
+    def __call__(self, phase: Phase, done: int, total: int, unit_bytes: int) -> None:
+        """See :class:`persistence.transfer.report.Progress`."""
+        first = phase not in self.steps
+        step = self.steps.setdefault(phase, Step(phase))
+        if step.ended and done >= total:
+            step.bytes = unit_bytes
+            return
+        step.done, step.total, step.bytes = done, total, unit_bytes
+        step.seconds = time.monotonic() - step.started
+        step.ended = done >= total and not first
+        self._display.show(step, first=first)
+
+    def close(self) -> None:
+        """A phase may end before its expected total: threads can be left out."""
+        for step in self.steps.values():
+            if not step.ended:
+                step.ended = True
+                self._display.show(step, first=False)
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
+def progress() -> Iterator[Tracker]:
     """Something to show progress with, right for where standard error goes."""
     if invocation.json or not sys.stderr.isatty():
-        yield _Lines()
+        tracker = Tracker(_Events() if invocation.json else _Lines())
+        yield tracker
+        tracker.close()
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -30,11 +113,13 @@ def progress() -> Iterator[Progress]:
         TextColumn("{task.description:<7}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:>10}"),
+        TextColumn("{task.fields[rate]:>24}"),
         TimeRemainingColumn(),
         console=terminal(stderr=True),
     ) as bars:
-        yield _Bars(bars)
+        tracker = Tracker(_Bars(bars))
+        yield tracker
+        tracker.close()
 
 
 class _Bars:
@@ -42,47 +127,59 @@ class _Bars:
 
     def __init__(self, bars: Any) -> None:
         self._bars = bars
-        self._tasks: dict[str, tuple[Any, float]] = {}
+        self._tasks: dict[str, Any] = {}
 
-    def __call__(self, phase: Phase, done: int, total: int, unit_bytes: int) -> None:
-        if phase not in self._tasks:
-            self._tasks[phase] = (self._bars.add_task(phase, total=total, rate=""), time.monotonic())
-        task, started = self._tasks[phase]
-        self._bars.update(task, completed=done, total=total, rate=_rate(unit_bytes, started))
+    def show(self, step: Step, *, first: bool) -> None:
+        if first:
+            self._tasks[step.phase] = self._bars.add_task(step.phase, total=step.total, rate="")
+        self._bars.update(
+            self._tasks[step.phase], completed=step.done, total=step.total, rate=", ".join(_rates(step))
+        )
 
 
 class _Lines:
     """A line when a phase begins to take long, and when it is done."""
 
-    def __init__(self) -> None:
-        self._started: dict[str, float] = {}
-        self._last = time.monotonic()
-        self._ended: set[str] = set()
+    def show(self, step: Step, *, first: bool) -> None:
+        from persistence.transfer.report import amount
 
-    def __call__(self, phase: Phase, done: int, total: int, unit_bytes: int) -> None:
-        now = time.monotonic()
-        started = self._started.setdefault(phase, now)
-        ended = done >= total
-        if phase in self._ended or not (ended or now - self._last >= LINE_EVERY):
+        if not (step.ended or step.seconds - step.shown >= LINE_EVERY):
             return
-        self._last = now
-        line = f"{phase}: {done:,} of {total:,} checkpoints, {amount(unit_bytes)}"
-        if ended:
-            self._ended.add(phase)
-        elif done:
-            line += f", {(now - started) / done * (total - done):,.0f} s left"
-        note(line)
+        step.shown = step.seconds
+        parts = [
+            f"{step.phase}: {step.done:,} of {step.total:,} checkpoints",
+            amount(step.bytes),
+            *_rates(step),
+        ]
+        if not step.ended and step.seconds_left is not None:
+            parts.append(f"{step.seconds_left:,.0f} s left")
+        note(", ".join(parts))
 
 
-def amount(size: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"
+class _Events:
+    """One JSON object on a line: when a phase begins, now and then, and when it has ended."""
+
+    def show(self, step: Step, *, first: bool) -> None:
+        if first:
+            self._write("begin", step)
+        if step.ended:
+            self._write("end", step)
+        elif step.seconds - step.shown >= EVENT_EVERY:
+            step.shown = step.seconds
+            self._write("progress", step)
+
+    def _write(self, event: str, step: Step) -> None:
+        sys.stderr.write(json.dumps({"event": event} | step.figures()) + "\n")
+        sys.stderr.flush()
 
 
-def _rate(done: int, started: float) -> str:
-    seconds = time.monotonic() - started
-    return f"{amount(done / seconds)}/s" if seconds > 0.05 else ""
+def _rates(step: Step) -> list[str]:
+    from persistence.transfer.report import amount
+
+    if step.bytes_per_second is None or step.checkpoints_per_second is None:
+        return []
+    return [f"{amount(step.bytes_per_second)}/s", f"{step.checkpoints_per_second:,.0f} cp/s"]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)

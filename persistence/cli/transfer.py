@@ -20,7 +20,8 @@ from persistence.cli.choices import (
     selection,
 )
 from persistence.cli.console import OK, emit, printable, rows
-from persistence.cli.progress import amount, progress
+from persistence.cli.planning import AgainstTarget, DryRun, check_flags, found, planned
+from persistence.cli.reporting import ReportPath, running
 from persistence.errors import VerificationError
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ def migrate(
     on_conflict: OnConflict = "error",
     max_mbps: MaxMbps = None,
     no_verify: NoVerify = False,
+    dry_run: DryRun = False,
+    against_target: AgainstTarget = False,
+    report: ReportPath = None,
     as_json: Json = False,
 ) -> int:
     """Move every thread from SOURCE to TARGET and compare both by content.
@@ -60,11 +64,17 @@ def migrate(
     left, right = read_dsn(source), read_dsn(target)
     select = selection(thread, match, where, newer_than, older_than)
     options = transfer.Options(select=select, on_conflict=on_conflict, max_mbps=max_mbps)
-    with progress() as show:
-        report = transfer.migrate(
-            left, right, archive=archive, verify=not no_verify, progress=show, options=options
+    check_flags(dry_run=dry_run, against_target=against_target)
+    if dry_run:
+        return planned(
+            "migrate", left, right, options, report, archive=archive, against_target=against_target
         )
-    return _summary("migrated", report)
+    with running("migrate", report, source=left, target=right) as run:
+        done = transfer.migrate(
+            left, right, archive=archive, verify=not no_verify, progress=run.show, options=options
+        )
+        run.ended("succeeded", done.to_json())
+    return _summary("migrated", done)
 
 
 def export(
@@ -75,6 +85,8 @@ def export(
     where: Where = None,
     newer_than: NewerThan = None,
     older_than: OlderThan = None,
+    dry_run: DryRun = False,
+    report: ReportPath = None,
     as_json: Json = False,
 ) -> int:
     """Write every thread of SOURCE into a new archive with checksums. SOURCE is only read."""
@@ -82,9 +94,12 @@ def export(
 
     left = read_dsn(source)
     options = transfer.Options(select=selection(thread, match, where, newer_than, older_than))
-    with progress() as show:
-        report = transfer.export(left, archive, progress=show, options=options)
-    return _summary("exported", report)
+    if dry_run:
+        return planned("export", left, archive, options, report)
+    with running("export", report, source=left, target=archive) as run:
+        done = transfer.export(left, archive, progress=run.show, options=options)
+        run.ended("succeeded", done.to_json())
+    return _summary("exported", done)
 
 
 def import_(
@@ -98,6 +113,9 @@ def import_(
     on_conflict: OnConflict = "error",
     max_mbps: MaxMbps = None,
     no_verify: NoVerify = False,
+    dry_run: DryRun = False,
+    against_target: AgainstTarget = False,
+    report: ReportPath = None,
     as_json: Json = False,
 ) -> int:
     """Write every thread of ARCHIVE into TARGET. Run again after an interruption, it continues."""
@@ -106,9 +124,13 @@ def import_(
     right = read_dsn(target)
     select = selection(thread, match, where, newer_than, older_than)
     options = transfer.Options(select=select, on_conflict=on_conflict, max_mbps=max_mbps)
-    with progress() as show:
-        report = transfer.import_(archive, right, verify=not no_verify, progress=show, options=options)
-    return _summary("imported", report)
+    check_flags(dry_run=dry_run, against_target=against_target)
+    if dry_run:
+        return planned("import", archive, right, options, report, against_target=against_target)
+    with running("import", report, source=archive, target=right) as run:
+        done = transfer.import_(archive, right, verify=not no_verify, progress=run.show, options=options)
+        run.ended("succeeded", done.to_json())
+    return _summary("imported", done)
 
 
 def verify(
@@ -124,6 +146,7 @@ def verify(
     where: Where = None,
     newer_than: NewerThan = None,
     older_than: OlderThan = None,
+    report: ReportPath = None,
     as_json: Json = False,
 ) -> int:
     """Compare two sides by content, or check an archive by itself. Exit code 7 if they differ."""
@@ -131,21 +154,23 @@ def verify(
 
     first = read_dsn_or_path(left)
     select = selection(thread, match, where, newer_than, older_than)
-    with progress() as show:
-        if right is None:
-            if not isinstance(first, Path):
-                raise typer.BadParameter(
-                    "a database needs a second side to be compared with", param_hint="RIGHT"
-                )
-            if not select.everything:
-                raise typer.BadParameter(
-                    "an archive by itself is checked as a whole; to select threads, name a second side"
-                )
-            return _summary("intact", transfer.verify_archive(first, progress=show))
-        verdict = transfer.verify(first, read_dsn_or_path(right), progress=show, select=select)
-    document = json.loads(verdict.to_json())
+    if right is None:
+        if not isinstance(first, Path):
+            raise typer.BadParameter("a database needs a second side to be compared with", param_hint="RIGHT")
+        if not select.everything:
+            raise typer.BadParameter(
+                "an archive by itself is checked as a whole; to select threads, name a second side"
+            )
+        with running("verify", report, source=first) as run:
+            done = transfer.verify_archive(first, progress=run.show)
+            run.ended("intact", done.to_json())
+        return _summary("intact", done)
+    second = read_dsn_or_path(right)
+    with running("verify", report, left=first, right=second) as run:
+        verdict = transfer.verify(first, second, progress=run.show, select=select)
+        run.ended("equal" if verdict.equal else "different", verdict.to_json())
     emit(
-        document,
+        json.loads(verdict.to_json()),
         [
             *(printable(str(difference)) for difference in verdict.differences),
             "equal" if verdict.equal else "the two sides differ",
@@ -155,15 +180,20 @@ def verify(
 
 
 def _summary(done: str, report: Report) -> int:
+    from persistence.transfer.report import amount
+
     totals = report.totals
     sides = [("source", report.source), ("target", report.target)]
+    size = f"{amount(totals.bytes)}, {amount(report.bytes_saved)} less than with copies"
+    if report.repeats_values:
+        size = f"{amount(totals.bytes_referenced)} with copies, {amount(totals.bytes)} moved"
     pairs: list[tuple[str, object]] = [
         *(sides if report.source != report.target else [("checked", report.source)]),
         ("threads", f"{totals.threads:,}"),
         ("checkpoints", f"{totals.checkpoints:,}"),
         ("pending writes", f"{totals.writes:,}"),
         ("channel values", f"{totals.values:,} stored, {totals.values_referenced:,} referenced"),
-        ("size", f"{amount(totals.bytes)}, {amount(totals.bytes_saved)} less than with copies"),
+        ("size", size),
         ("time", f"{report.seconds:.1f} s"),
         *([("run", report.run_id)] if report.run_id else []),
         *(
@@ -173,7 +203,7 @@ def _summary(done: str, report: Report) -> int:
         ),
         ("result", _result(done, report)),
     ]
-    emit(json.loads(report.to_json()), [rows(pairs)])
+    emit(json.loads(report.to_json()), [rows(pairs), *found(report.findings)])
     return OK
 
 

@@ -3,31 +3,42 @@
 ``docs/moving-data.md`` says how to use it, ``docs/archive-format.md`` what an archive and a digest are.
 """
 
-from persistence.transfer.api import Side, export, import_, migrate, runs, undo, verify, verify_archive
+from persistence.transfer.api import export, import_, migrate, runs, undo, verify, verify_archive
+from persistence.transfer.inspection import Inspection, inspect
 from persistence.transfer.options import OnConflict, Options
+from persistence.transfer.plan import Estimate, Plan, plan
 from persistence.transfer.preflight import RefusedError
 from persistence.transfer.removal import Later, Undone
 from persistence.transfer.report import Phase, Progress, Report, Totals
 from persistence.transfer.selection import Selection
+from persistence.transfer.sides import Side
+from persistence.transfer.survey import Finding, Sizes
 from persistence.transfer.verify import Difference, Verdict
 
 __all__ = [
     "Difference",
+    "Estimate",
+    "Finding",
+    "Inspection",
     "Later",
     "OnConflict",
     "Options",
     "Phase",
+    "Plan",
     "Progress",
     "RefusedError",
     "Report",
     "Selection",
     "Side",
+    "Sizes",
     "Totals",
     "Undone",
     "Verdict",
     "export",
     "import_",
+    "inspect",
     "migrate",
+    "plan",
     "runs",
     "undo",
     "verify",

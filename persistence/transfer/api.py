@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from persistence import schema
 from persistence.dsn import Dsn
@@ -38,6 +36,7 @@ from persistence.transfer.removal import Later, Undone, find_run
 from persistence.transfer.removal import undo as undo_run
 from persistence.transfer.report import Progress, Report, no_progress
 from persistence.transfer.selection import Selection
+from persistence.transfer.sides import Side, open_source
 from persistence.transfer.spool import Spool
 from persistence.transfer.verify import Verdict, compare
 
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
 
 DEFAULT = Options()
 EVERYTHING = Selection()
-Side = str | Dsn | Path
-"""A DSN, or the path of an archive or of a SQLite file."""
 
 
 def migrate(
@@ -85,9 +82,9 @@ def migrate(
     clock = Clock(progress or no_progress)
     provider = provider_for(target, settings)
     if archive is None:
-        with _source(source, settings) as opened:
+        with open_source(source, settings) as opened:
             return _load(options.select.of(opened), provider, clock, options, verify=verify)
-    with _source(source, settings) as whole, provider.sink():
+    with open_source(source, settings) as whole, provider.sink():
         opened, label = options.select.of(whole), whole.label
         if os.path.exists(archive / MANIFEST):  # noqa: PTH110 - False where it may not look
             _require_same(opened, archive, clock)
@@ -113,7 +110,7 @@ def export(
         RefusedError: A row has no neutral form; no archive was written.
     """
     clock = Clock(progress or no_progress)
-    with _source(source, settings) as opened:
+    with open_source(source, settings) as opened:
         found = _write_archive(options.select.of(opened), archive, clock)
         return _report(opened.label, f"archive {archive}", found, clock)
 
@@ -158,7 +155,7 @@ def verify(
         select: Compare only these threads; each side selects from its own.
     """
     clock = Clock(progress or no_progress)
-    with _source(left, settings) as lefts, _source(right, settings) as rights:
+    with open_source(left, settings) as lefts, open_source(right, settings) as rights:
         one, other = select.of(lefts), select.of(rights)
         meter = Meter(clock, "verify", one.count())
         mine = digests(metered(one.records(data=False), meter))
@@ -237,7 +234,8 @@ def _load(source: Source, provider: Provider, clock: Clock, options: Options, *,
                     verdict.require()
                     copied.verified = True
                 finish(sink, copied, found.totals)
-        return _report(source.label, sink.label, found, clock, copied, verified=copied.verified)
+        report = _report(source.label, sink.label, found, clock, copied, verified=copied.verified)
+        return replace(report, repeats_values=sink.repeats_values)
 
 
 def _require_tables(provider: Provider) -> None:
@@ -288,17 +286,6 @@ def _report(
         conflicts=Counter(copied.actions.values()) if copied else {},
         seconds=clock.seconds(),
         phases=clock.phases,
+        findings=found.findings,
+        sizes=found.sizes,
     )
-
-
-def _source(side: Side, settings: Settings | None) -> AbstractContextManager[Source]:
-    """What a DSN or a path names; a text with neither ``://`` nor ``=`` is a path."""
-    if isinstance(side, str) and "://" not in side and "=" not in side:
-        side = Path(side)
-    if isinstance(side, Path):
-        # A folder that is not a SQLite file can only be meant as an archive.
-        if os.path.isdir(side):  # noqa: PTH112 - False where it may not look; the source says why
-            return ArchiveSource(side)
-        path = str(side)
-        side = Dsn("sqlite", path, "", {}, f"sqlite:///{quote(path)}")
-    return provider_for(side, settings).source()

@@ -45,6 +45,10 @@ class ArchiveSource:
     ) -> None:
         return None
 
+    def drift(self) -> list[str]:
+        """See :class:`persistence.transfer.records.Source`; it has no tables."""
+        return []
+
     def threads(self) -> Iterator[str]:
         """See :class:`persistence.transfer.records.Source`."""
         for thread, _ in groupby(self.records(data=False), key=attrgetter("thread_id")):

@@ -166,12 +166,15 @@ class _PartWriter:
         self._file.close()
 
 
-def _prepare(folder: Path) -> bool:
-    """Make the folder, or take over what an export that did not end left; whether it was made."""
+def require_room(folder: Path) -> None:
+    """Whether an archive can be made here; makes nothing.
+
+    Raises:
+        ArchiveError: There is one already, or something else.
+    """
     try:
         if not folder.exists():
-            folder.mkdir(parents=True)
-            return True
+            return
         if not folder.is_dir():
             raise ArchiveError(f"{folder} exists and is not a folder")
         if (folder / fmt.MANIFEST).exists():
@@ -182,6 +185,17 @@ def _prepare(folder: Path) -> bool:
             raise ArchiveError(
                 f"{folder} holds other files ({others[0]})", hint="name a folder that is empty or new"
             )
+    except OSError as error:
+        raise ArchiveError(f"cannot make archive {folder}: {error.strerror}") from None
+
+
+def _prepare(folder: Path) -> bool:
+    """Make the folder, or take over what an export that did not end left; whether it was made."""
+    require_room(folder)
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            return True
         _clear(folder)
     except OSError as error:
         raise ArchiveError(f"cannot make archive {folder}: {error.strerror}") from None

@@ -30,6 +30,7 @@ from persistence.transfer.records import (
     Batch,
     Checkpoint,
     Preflight,
+    Problem,
     Record,
     Reject,
     Sink,
@@ -40,6 +41,7 @@ from persistence.transfer.records import (
 from persistence.transfer.report import Phase, Progress, Totals
 from persistence.transfer.selection import without
 from persistence.transfer.spool import Spool
+from persistence.transfer.survey import Finding, Sizes, Survey
 from persistence.transfer.verify import Difference, Verdict, compare
 
 BATCH_RECORDS = 5_000
@@ -82,6 +84,7 @@ class Meter:
         self._phase = phase
         self._expected = expected
         metrics.observe(self)
+        self._tell(phase, 0, expected, 0)
 
     def gauges(self) -> dict[str, float]:
         """How far this phase has come."""
@@ -134,6 +137,11 @@ class Scan:
 
     fingerprint: str
     totals: Totals
+    problems: list[Problem]
+    """What the target cannot hold."""
+    findings: list[Finding]
+    """What else is worth knowing."""
+    sizes: Sizes
 
 
 class Copyist(Protocol):
@@ -154,9 +162,19 @@ def scan(
     Raises:
         RefusedError: There are rows that the target cannot hold.
     """
+    found = look(source, spool, clock, preflight, copyist)
+    if found.problems:
+        raise RefusedError(source.label, found.problems)
+    return found
+
+
+def look(
+    source: Source, spool: Spool, clock: Clock, preflight: Preflight, copyist: Copyist | None = None
+) -> Scan:
+    """As :func:`scan`, but what the target cannot hold is in the result."""
     with clock.phase("read"):
         meter = Meter(clock, "read", source.count())
-        fingerprint, digester = Fingerprint(), Digester()
+        fingerprint, digester, survey = Fingerprint(), Digester(), Survey()
 
         def end(thread: ThreadDigest | None) -> None:
             if thread is not None:
@@ -168,15 +186,17 @@ def scan(
         for record in source.records():
             meter.see(record)
             preflight.see(record)
+            survey.see(record)
             end(digester.see(record))
             if copyist is not None:
                 copyist.add(record)
         end(digester.end())
+        survey.end()
         meter.tell()
-    if problems := preflight.problems():
-        raise RefusedError(source.label, problems)
     meter.totals.threads = spool.count
-    return Scan(fingerprint.hexdigest(), meter.totals)
+    return Scan(
+        fingerprint.hexdigest(), meter.totals, preflight.problems(), survey.findings(), survey.sizes()
+    )
 
 
 @dataclass(slots=True)
@@ -305,15 +325,24 @@ def refuse_strangers(source: Source, sink: Sink, spool: Spool) -> None:
         if sink.ledger().runs():
             return  # threads may be those of an interrupted run
     with suppress(SchemaError):  # no tables, so no threads
-        decide(source, sink, _existing(sink, spool), "error", _make_room(sink))
+        decide(source, sink, existing_threads(sink, spool), "error", make_room(sink))
 
 
-def _make_room(sink: Sink) -> str:
+def make_room(sink: Sink) -> str:
+    """What to do about threads that are there, beside what options offer."""
     return f"move into {sink.fresh}, or delete the threads from the target"
 
 
-def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spool, options: Options) -> Run:
-    """The run to continue, or a new one; a run that was undone, by hand too, does not count."""
+def choose_run(
+    source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spool, options: Options
+) -> tuple[Run | None, dict[str, Action]]:
+    """The run to continue, or what a new one does about threads that are there; changes nothing.
+
+    A run that was undone, by hand too, does not count.
+
+    Raises:
+        ConflictError: There are such threads, and nothing was said about them.
+    """
     runs = [run for run in ledger.runs() if run.target_identity == sink.identity and run.state != "undone"]
     if half := next((run for run in runs if run.state == "undoing"), None):
         raise ConflictError(
@@ -324,15 +353,22 @@ def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spo
     # Whoever asks to replace or merge means what the threads have become since.
     again = same is not None and same.state == "finished" and options.on_conflict != "error"
     if same is not None and not again and not _is_undone(same, sink, ledger, spool):
-        return same
-    room = _make_room(sink)
+        return same, {}
+    room = make_room(sink)
     unfinished = [run for run in runs if run.state == "running"]
     if unfinished and unfinished[0].options.get("source") == source.label:
         room = (
             f"run {unfinished[0].run_id} from this source was interrupted, and the source has changed since;"
             f" undo it with `persistence undo`, or {room}"
         )
-    actions = decide(source, sink, _existing(sink, spool), options.on_conflict, room)
+    return None, decide(source, sink, existing_threads(sink, spool), options.on_conflict, room)
+
+
+def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spool, options: Options) -> Run:
+    """The run to continue, or a new one."""
+    run, actions = choose_run(source, sink, ledger, found, spool, options)
+    if run is not None:
+        return run
     run = Run(
         run_id=str(uuid.uuid4()),
         source_fingerprint=found.fingerprint,
@@ -352,7 +388,7 @@ def _is_undone(run: Run, sink: Sink, ledger: Ledger, spool: Spool) -> bool:
         ConflictError: Some have, others have not.
     """
     if run.state == "running":
-        return bool(ledger.committed(run.run_id)) and not _existing(sink, spool)
+        return bool(ledger.committed(run.run_id)) and not existing_threads(sink, spool)
     left_out = {thread for thread, action in ledger.actions(run.run_id).items() if action == "skip"}
     missing = 0
     first = ""
@@ -370,7 +406,7 @@ def _is_undone(run: Run, sink: Sink, ledger: Ledger, spool: Spool) -> bool:
     return missing > 0
 
 
-def _existing(sink: Sink, spool: Spool) -> list[str]:
+def existing_threads(sink: Sink, spool: Spool) -> list[str]:
     """The threads that the target has, sorted."""
     chunks = ([thread.thread_id for thread in chunk] for chunk in spool.chunks(_THREADS_AT_ONCE))
     return sorted(chain.from_iterable(map(sink.existing, chunks)))

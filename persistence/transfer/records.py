@@ -125,6 +125,9 @@ class Source(Protocol):
     def database(self) -> str | None:
         """The database whose setup would wait for this snapshot, as the identity of a sink in it begins."""
 
+    def drift(self) -> list[str]:
+        """How its tables differ from what the installed savers make, a line for each."""
+
     def threads(self) -> Iterator[str]:
         """The ids of all threads, sorted."""
 
@@ -175,6 +178,9 @@ class Sink(Protocol):
         Raises:
             ConflictError: One is under way.
         """
+
+    def rehearsal(self) -> AbstractContextManager[None]:
+        """A block whose writes, the ledger's too, are one transaction that is rolled back at its end."""
 
     def ledger(self) -> Ledger:
         """The record of transfers that this database keeps."""

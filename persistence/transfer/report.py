@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from persistence.transfer.survey import Finding, Sizes
 
 if TYPE_CHECKING:
     from persistence.transfer.ledger import Action
 
 Phase = Literal["read", "write", "verify"]
+
+
+def amount(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
 
 
 class Progress(Protocol):
@@ -63,6 +74,10 @@ class Report:
         conflicts: How many threads were in the target before, by what was done about them.
         seconds: Duration in all, and of each phase.
         phases: Seconds by phase.
+        repeats_values: The target holds a value once in every checkpoint that has it, as SQLite does, so
+            nothing is saved there.
+        findings: What was noticed on the way; nothing of it stopped the transfer.
+        sizes: How large the checkpoints and threads are.
     """
 
     source: str
@@ -77,8 +92,16 @@ class Report:
     conflicts: Mapping[Action, int]
     seconds: float
     phases: dict[str, float]
+    repeats_values: bool = False
+    findings: list[Finding] = field(default_factory=list)
+    sizes: Sizes | None = None
+
+    @property
+    def bytes_saved(self) -> int:
+        """What storing each value once per version saved in the target."""
+        return 0 if self.repeats_values else self.totals.bytes_saved
 
     def to_json(self) -> str:
         """The report as one JSON object."""
-        totals = asdict(self.totals) | {"bytes_saved": self.totals.bytes_saved}
+        totals = asdict(self.totals) | {"bytes_saved": self.bytes_saved}
         return json.dumps(asdict(self) | {"totals": totals}, sort_keys=True)

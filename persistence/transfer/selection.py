@@ -104,6 +104,10 @@ class Selected:
         """See :class:`persistence.transfer.records.Source`."""
         return self._source.database
 
+    def drift(self) -> list[str]:
+        """See :class:`persistence.transfer.records.Source`."""
+        return self._source.drift()
+
     def threads(self) -> Iterator[str]:
         """See :class:`persistence.transfer.records.Source`."""
         return iter(self._threads)

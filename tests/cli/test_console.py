@@ -19,7 +19,7 @@ from tests.cli.conftest import Run
 from tests.support import COMMAND, clean_environment
 
 COMMANDS = [
-    *(["status"], ["setup"], ["migrate"], ["export"], ["import"], ["verify"]),
+    *(["status"], ["setup"], ["migrate"], ["export"], ["import"], ["verify"], ["inspect"]),
     *(["schema", name] for name in ("check", "history", "upgrade", "downgrade", "sql")),
 ]
 

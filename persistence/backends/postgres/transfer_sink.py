@@ -125,6 +125,15 @@ class PostgresSink:
                 time.sleep(_LOCK_POLL)
             yield
 
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """See :class:`persistence.transfer.records.Sink`."""
+        with self.errors(), self._conn.transaction(force_rollback=True):
+            self._conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            yield
+            # Those that wait for a commit, too.
+            self._conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
+
     def existing(self, threads: Sequence[str]) -> set[str]:
         """See :class:`persistence.transfer.records.Sink`."""
         statement = " UNION ".join(
@@ -132,7 +141,9 @@ class PostgresSink:
         )
         with self.errors():
             cursor = self._conn.cursor(row_factory=tuple_row)
-            return {row[0] for row in cursor.execute(statement.encode(), {"threads": list(threads)})}
+            # A thread whose id Postgres cannot hold is not there.
+            held = [thread for thread in threads if "\0" not in thread]
+            return {row[0] for row in cursor.execute(statement.encode(), {"threads": held})}
 
     def write(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 from psycopg.rows import tuple_row
 
+from persistence import schema
 from persistence.backends.postgres.connection import connect, database_identity, translate
 from persistence.backends.postgres.values import is_marker, unmark
-from persistence.errors import SourceError
+from persistence.errors import SchemaError, SourceError
 from persistence.transfer.canonical import (
     NotCanonicalError,
     canonical_value,
@@ -125,6 +126,14 @@ class PostgresSource:
         """See :class:`persistence.transfer.records.Source`."""
         with self._errors():
             return database_identity(self._conn)
+
+    def drift(self) -> list[str]:
+        """See :class:`persistence.transfer.records.Source`; our own tables are no matter of it."""
+        try:
+            differences = schema.check(self._provider)
+        except SchemaError as error:
+            return [error.message]
+        return [str(found) for found in differences if not found.table.startswith("persistence_")]
 
     def threads(self) -> Iterator[str]:
         """See :class:`persistence.transfer.records.Source`."""

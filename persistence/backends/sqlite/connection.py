@@ -99,13 +99,23 @@ class SqliteDatabase:
                 self._anchor = None
         self.tidy()
 
+    def has_log(self) -> bool:
+        """Whether there is a log beside the file: somebody has it open, or left it in a crash."""
+        return self.path is not None and Path(f"{self.path}-wal").exists()
+
+    def rehearse(self) -> sqlite3.Connection:
+        """A connection that may write but changes no setting of the file; the caller closes it."""
+        if self.path is None:
+            return self.connect()
+        return self._open(_uri(self.path, "rw"))
+
     def tidy(self) -> None:
         """Leave one file behind, not three.
 
         The last connection to close empties the log into the file and removes it, unless it could
         only read. Then this one is the last; if somebody else still has the file open, nothing happens.
         """
-        if self.path is None or not Path(f"{self.path}-wal").exists():
+        if self.path is None or not self.has_log():
             return
         with (
             suppress(sqlite3.Error),  # locked by another process, which will do it

@@ -89,7 +89,8 @@ class SqliteTables:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-            self._database.tidy()
+            if not self._had_log:  # a log that was there is not ours to empty
+                self._database.tidy()
 
     def observed(self) -> Mapping[str, TableShape]:
         """Two small queries. A file that is not there has no tables, and is not made for the asking."""
@@ -164,6 +165,7 @@ class SqliteTables:
             path = self._database.path
             if path is not None and not path.exists() and path.absolute().parent.is_dir():
                 return []
+            self._had_log = self._database.has_log()
             self._reader = self._database.connect(readonly=True)
         try:
             return self._reader.execute(statement).fetchall()

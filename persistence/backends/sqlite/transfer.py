@@ -98,6 +98,21 @@ class SqliteSource:
     ) -> None:
         self._stack.close()
 
+    def drift(self) -> list[str]:
+        """See :class:`persistence.transfer.records.Source`."""
+        from persistence.backends.sqlite.tables import REQUIRED
+
+        found: list[str] = []
+        with self._reading():
+            for table in _NEEDED:
+                rows = self._conn.execute(f"SELECT name, pk FROM pragma_table_info('{table}')").fetchall()
+                for column in sorted(REQUIRED[table].columns - {name for name, _ in rows}):
+                    found.append(f"table {table} has no column {column}")
+                key = tuple(name for position, name in sorted((pk, name) for name, pk in rows if pk))
+                if key != REQUIRED[table].primary_key:
+                    found.append(f"table {table} has primary key ({', '.join(key)})")
+        return found
+
     def threads(self) -> Iterator[str]:
         """See :class:`persistence.transfer.records.Source`."""
         with self._reading():

@@ -50,6 +50,7 @@ _HAS_THREAD = """
 SELECT EXISTS (SELECT 1 FROM checkpoints WHERE thread_id = ?1)
     OR EXISTS (SELECT 1 FROM writes WHERE thread_id = ?1)
 """
+_IS_THERE = (sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_UNIQUE)
 _IN_MEMORY = 8_000_000
 
 
@@ -68,6 +69,7 @@ class SqliteSink:
         self.label = str(provider.dsn)
         self._provider = provider
         self._database = provider.database
+        self._rehearsing: sqlite3.Connection | None = None
 
     def __enter__(self) -> SqliteSink:
         if self._database.path is None:
@@ -77,6 +79,8 @@ class SqliteSink:
             )
         self._path: Path = self._database.path
         self._database.check_path(self._path)
+        # A log that was there is not ours to empty, unless something is written.
+        self._tidy = not self._database.has_log()
         if self._path.exists():
             self._database.connect(readonly=True).close()
         self._values = _Values()
@@ -86,7 +90,8 @@ class SqliteSink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._values.close()
-        self._database.tidy()
+        if self._tidy:
+            self._database.tidy()
 
     @property
     def identity(self) -> str:
@@ -109,7 +114,7 @@ class SqliteSink:
         """See :class:`persistence.transfer.records.Sink`. A file that is not there is not made."""
         if not self._path.exists():
             return set()
-        with self.errors(), closing(self._database.connect(readonly=True)) as conn:
+        with self.errors(), self._reader() as conn:
             return {thread for thread in threads if conn.execute(_HAS_THREAD, (thread,)).fetchone()[0]}
 
     def write(self, batch: Batch) -> None:
@@ -147,7 +152,7 @@ class SqliteSink:
         """See :class:`persistence.transfer.ledger.Tables`. A file that is not there is not made."""
         if not self._path.exists():
             return []
-        with self.errors(), closing(self._database.connect(readonly=True)) as conn:
+        with self.errors(), self._reader() as conn:
             return conn.execute(statement, args).fetchall()
 
     def change(self, statements: Iterable[Statement]) -> None:
@@ -159,10 +164,35 @@ class SqliteSink:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """A block that is committed at its end, or not at all."""
+        if self._rehearsing is not None:
+            yield self._rehearsing
+            return
+        self._tidy = True
         with self.errors(), closing(self._database.connect()) as conn:
             conn.execute("BEGIN IMMEDIATE")
             yield conn
             conn.execute("COMMIT")
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """See :class:`persistence.transfer.records.Sink`."""
+        with self.errors(), closing(self._database.rehearse()) as conn:
+            conn.execute("BEGIN IMMEDIATE")
+            self._rehearsing = conn
+            try:
+                yield
+            finally:
+                self._rehearsing = None
+                if conn.in_transaction:  # a full disk has rolled back already
+                    conn.execute("ROLLBACK")
+
+    @contextmanager
+    def _reader(self) -> Iterator[sqlite3.Connection]:
+        if self._rehearsing is not None:
+            yield self._rehearsing
+            return
+        with closing(self._database.connect(readonly=True)) as conn:
+            yield conn
 
     def _insert(self, conn: sqlite3.Connection, record: Value | Checkpoint | Write) -> None:
         try:
@@ -174,7 +204,9 @@ class SqliteSink:
                     conn.execute(_PUT, (*key, self._packed(record), record.metadata))
                 case Write():
                     conn.execute(_PUT_WRITE, (*record[:8], record.data or b""))
-        except sqlite3.IntegrityError:
+        except sqlite3.IntegrityError as error:
+            if error.sqlite_errorcode not in _IS_THERE:  # a rule that somebody added
+                raise
             raise ConflictError(
                 f"{self.label} holds a row that the transfer brings: {describe(record)}",
                 hint="something else wrote to the target meanwhile; what was committed before stays and is"

@@ -1,0 +1,343 @@
+"""What one reading of a source tells: how large its parts are, and what is worth knowing before a move.
+
+It looks at records only, deserialises nothing, and keeps a few bytes for each checkpoint of one thread
+and for each channel version of one namespace.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from persistence.transfer.digest import describe
+from persistence.transfer.records import Checkpoint, Problem, Record, Reject, Value, Write
+
+Severity = Literal["refused", "conflict", "note"]
+"""The move would stop; it would stop unless told what to do; it goes on, but this is worth knowing."""
+
+EXAMPLES = 3
+LARGEST_THREADS = 10
+_FORMAT_VERSION = 4  # what LangGraph writes since checkpoint 2.1
+_PLAIN_TYPES = frozenset({"msgpack", "bytes", "bytearray", "null"})
+_OLD_TYPES = frozenset({"json", "pickle"})
+
+
+@dataclass(slots=True)
+class Finding:
+    """One kind of thing that needs a decision, or is worth knowing.
+
+    Attributes:
+        kind: A stable name for programs.
+        severity: What it means for the move.
+        what: One line for a person.
+        advice: What to do about it.
+        count: How many rows, or threads, it is about.
+        examples: Where the first ones stand.
+    """
+
+    kind: str
+    severity: Severity
+    what: str
+    advice: str
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str) -> None:
+        """One more."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(example)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """How many checkpoints have fewer than ``below`` bytes, and at least half of that."""
+
+    below: int
+    checkpoints: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSize:
+    """One checkpoint, and the bytes of all that it holds."""
+
+    thread_id: str
+    checkpoint_ns: str
+    checkpoint_id: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadSize:
+    """One thread, and the bytes of its content, each value once."""
+
+    thread_id: str
+    checkpoints: int
+    writes: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large the parts of a source are.
+
+    Attributes:
+        histogram: Checkpoints by size, each with all that it holds.
+        largest_checkpoint: The largest one; it sets how much memory a move takes.
+        largest_threads: The largest threads, the largest first.
+    """
+
+    histogram: list[Bucket]
+    largest_checkpoint: CheckpointSize | None
+    largest_threads: list[ThreadSize]
+
+
+class _Head(msgspec.Struct):
+    v: Any = None
+
+
+_head = msgspec.json.Decoder(_Head).decode
+
+
+class Survey:
+    """Looks at every record of a scan, in its order."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Finding] = {}
+        self._thread: str | None = None
+        self._ns: str | None = None
+        # Of one thread: its checkpoints by namespace and id, each with its parent.
+        self._parents: dict[int, int | None] = {}
+        # Of one namespace: checkpoints whose parent does not come before them, and the values by version.
+        self._early: list[Checkpoint] = []
+        self._versions: dict[tuple[str, str], bytes] = {}
+        self._checkpoints = self._writes = self._bytes = 0
+        self._buckets: dict[int, int] = {}
+        self._largest: CheckpointSize | None = None
+        self._threads: list[tuple[int, int, ThreadSize]] = []
+        self._ended = 0
+
+    def see(self, record: Record) -> None:
+        """Take the next record."""
+        if record.thread_id != self._thread:
+            self.end()
+            self._thread = record.thread_id
+        match record:
+            case Checkpoint():
+                self._checkpoint(record)
+            case Value():
+                self._bytes += len(record.data)
+                self._type(record.type, record)
+            case Write():
+                self._write(record)
+            case Reject():
+                # It cannot be read, but it is there.
+                self._parents.setdefault(hash((record.checkpoint_ns, record.checkpoint_id)), None)
+
+    def end(self) -> None:
+        """All records of the thread were seen."""
+        self._end_namespace()
+        if self._thread is not None:
+            size = ThreadSize(self._thread, self._checkpoints, self._writes, self._bytes)
+            self._ended += 1
+            heapq.heappush(self._threads, (size.bytes, -self._ended, size))
+            if len(self._threads) > LARGEST_THREADS:
+                heapq.heappop(self._threads)
+        self._thread = None
+        self._parents.clear()
+        self._checkpoints = self._writes = self._bytes = 0
+
+    def sizes(self) -> Sizes:
+        """How large everything was; after :meth:`end`."""
+        return Sizes(
+            [Bucket(1 << bits, count) for bits, count in sorted(self._buckets.items())],
+            self._largest,
+            [size for _, _, size in sorted(self._threads, reverse=True)],
+        )
+
+    def findings(self) -> list[Finding]:
+        """What was noticed; none of it stops a move by itself."""
+        return list(self._found.values())
+
+    def _checkpoint(self, record: Checkpoint) -> None:
+        if record.checkpoint_ns != self._ns:
+            self._end_namespace()
+            self._ns = record.checkpoint_ns
+        size = inside = len(record.body) + len(record.metadata)
+        versions = self._versions
+        changed: str | None = None
+        for ref in record.values:
+            size += ref.size
+            if ref.data is not None:
+                inside += ref.size
+                if ref.type not in _PLAIN_TYPES:
+                    self._type(ref.type, record)
+            if ref.version is not None:
+                held = versions.setdefault((ref.channel, ref.version), ref.sha256)
+                if held != ref.sha256:
+                    changed = ref.channel
+        if changed is not None:
+            self._note("changed-in-place", f"{describe(record)}, channel {changed!r}")
+        self._checkpoints += 1
+        self._bytes += inside
+        bits = size.bit_length()
+        self._buckets[bits] = self._buckets.get(bits, 0) + 1
+        if self._largest is None or size > self._largest.bytes:
+            self._largest = CheckpointSize(*record[:3], size)
+        self._lineage(record)
+        version = _head(record.body).v
+        if isinstance(version, int | float) and version < _FORMAT_VERSION:
+            self._note("old-format", f"{describe(record)}, format version {version}")
+
+    def _lineage(self, record: Checkpoint) -> None:
+        key = hash((record.checkpoint_ns, record.checkpoint_id))
+        parent = None
+        if record.parent_id is not None:
+            parent = hash((record.checkpoint_ns, record.parent_id))
+            if parent == key:
+                self._note("own-parent", describe(record))
+                parent = None
+            elif parent not in self._parents:
+                self._early.append(record._replace(body=b"", metadata=b"", versions={}, values=()))
+        self._parents[key] = parent
+
+    def _end_namespace(self) -> None:
+        """Which parents came later, and lead back to their own child; which are not there at all."""
+        seen: set[int] = set()
+        for record in self._early:
+            parent = hash((record.checkpoint_ns, record.parent_id))
+            if parent not in self._parents:
+                self._note("parent-missing", f"{describe(record)}, parent {record.parent_id!r}")
+            # Every cycle has a checkpoint whose parent comes after it.
+            elif _leads_into_new_cycle(
+                hash((record.checkpoint_ns, record.checkpoint_id)), self._parents, seen
+            ):
+                self._note("parent-cycle", describe(record))
+        self._ns = None
+        self._early.clear()
+        self._versions.clear()
+
+    def _write(self, record: Write) -> None:
+        self._writes += 1
+        self._bytes += len(record.data or b"")
+        self._type(record.type, record)
+        if hash((record.checkpoint_ns, record.checkpoint_id)) not in self._parents:
+            self._note("orphaned-write", describe(record))
+
+    def _type(self, type_: str, record: Record) -> None:
+        if type_ in _PLAIN_TYPES:
+            return
+        kind = type_kind(type_)
+        self._note(kind, f"{describe(record)}, type {type_!r}")
+
+    def _note(self, kind: str, example: str) -> None:
+        finding = self._found.get(kind)
+        if finding is None:
+            what, advice = _NOTES[kind]
+            finding = self._found[kind] = Finding(kind, "note", what, advice)
+        finding.add(example)
+
+
+def type_kind(type_: str) -> str:
+    """What sort of row has a serializer type that is not plain."""
+    if "+" in type_:
+        return "encrypted"
+    return "old-row" if type_ in _OLD_TYPES else "unknown-type"
+
+
+def _leads_into_new_cycle(start: int, parents: Mapping[int, int | None], seen: set[int]) -> bool:
+    """Follow parents from ``start``; ``seen`` has what was followed before."""
+    path: set[int] = set()
+    at: int | None = start
+    while at is not None and at not in seen:
+        seen.add(at)
+        path.add(at)
+        at = parents.get(at)
+    return at is not None and at in path
+
+
+_NOTES = {
+    "changed-in-place": (
+        "checkpoints have different values under one version: a node changed the state in place",
+        "let the node return a new value; what each checkpoint saw moves as it is",
+    ),
+    "encrypted": (
+        "values are encrypted, and move as they are",
+        "whoever reads them from the target needs the same key",
+    ),
+    "old-format": (
+        "checkpoints are in a format older than LangGraph's present one, 4",
+        "LangGraph reads them, and writes new ones in its present format",
+    ),
+    "old-row": (
+        "values are in the formats of old savers, json or pickle",
+        "LangGraph reads pickle only where it is told to",
+    ),
+    "orphaned-write": (
+        "pending writes belong to checkpoints that are not there",
+        "they move too; a saver shows them only once there is such a checkpoint",
+    ),
+    "own-parent": (
+        "checkpoints name themselves as their parent",
+        "a walk through the history never ends there",
+    ),
+    "parent-cycle": ("parents of checkpoints form a circle", "a walk through the history never ends there"),
+    "parent-missing": (
+        "checkpoints have a parent that is not there",
+        "usual after pruning: the history begins there",
+    ),
+    "unknown-type": (
+        "values have a serializer type that LangGraph's own serializer does not write",
+        "whoever reads them from the target needs the same serializer",
+    ),
+}
+
+# What the refusals of sources and targets say, what sort that is, and what to do about it.
+_REFUSALS: Sequence[tuple[str, str, str]] = (
+    (
+        "different values under one version",
+        "changed-in-place",
+        "move to an archive or to SQLite, which hold them all",
+    ),
+    ("encrypted", "encrypted", "the rows need the key of the application that wrote them"),
+    ("type 'json'", "old-row", "let a saver of that time read the threads and write them again"),
+    ("type 'pickle'", "old-row", "let a saver of that time read the threads and write them again"),
+    ("serializer type", "unknown-type", "the rows need the serializer of the application that wrote them"),
+    ("is stored as", "damaged", "something other than LangGraph wrote them: delete or mend them"),
+    ("NUL character", "nul", "delete these threads, or change the text: Postgres cannot hold U+0000"),
+    ("is not JSON", "not-json", "keep only JSON in metadata: no NaN, infinity or bytes"),
+    (
+        "has a value but no version",
+        "no-version",
+        "something other than LangGraph wrote them: delete or mend them",
+    ),
+    ("do not fit a Postgres index", "long-id", "use shorter ids"),
+    ("backslash", "backslash", "rename the channel or task: LangGraph's Postgres saver misreads it"),
+    (
+        "no format version",
+        "no-format-version",
+        "the official Postgres saver could not read them: delete them",
+    ),
+    ("larger than", "too-large", "keep large content outside the state"),
+    ("too large", "too-large", "keep large content outside the state"),
+    ("out of range", "damaged", "something other than LangGraph wrote them: delete or mend them"),
+)
+_OTHERWISE = (
+    "not-readable",
+    "look at these rows: they are damaged, or something other than LangGraph wrote them",
+)
+
+
+def refusals(problems: Iterable[Problem]) -> list[Finding]:
+    """What stops a move, by kind: reasons that differ only in a name are one."""
+    found: dict[str, Finding] = {}
+    for problem in problems:
+        kind, advice = next(((k, a) for phrase, k, a in _REFUSALS if phrase in problem.reason), _OTHERWISE)
+        finding = found.setdefault(kind, Finding(kind, "refused", problem.reason, advice))
+        finding.count += problem.count
+        finding.examples += problem.examples[: EXAMPLES - len(finding.examples)]
+    return list(found.values())
