@@ -42,7 +42,7 @@ def undo(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="The run's id or its beginning; `persistence runs` lists the runs."
+            metavar="RUN", help="The run's id, its beginning, or 'last'; `persistence runs` lists the runs."
         ),
     ],
     dsn: DsnOption = None,

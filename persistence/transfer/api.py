@@ -187,7 +187,7 @@ def undo(
     """Remove exactly what one transfer inserted into ``target``.
 
     Args:
-        run_id: The run, or the beginning of its id.
+        run_id: The run, the beginning of its id, or ``last`` for the newest one.
         target: The DSN that it wrote to.
         settings: Defaults to the settings from the environment.
         later: What to do about threads in which later work builds on what would go: refuse, keep these

@@ -15,7 +15,7 @@ from persistence.registry import provider_for
 from persistence.transfer.archive_format import MANIFEST, read_manifest
 from persistence.transfer.archive_writer import require_room
 from persistence.transfer.conflicts import decide
-from persistence.transfer.engine import Clock, Scan, copy, existing_threads, choose_run, look, make_room
+from persistence.transfer.engine import Clock, Scan, choose_run, copy, existing_threads, look, make_room
 from persistence.transfer.options import Options
 from persistence.transfer.preflight import Findings
 from persistence.transfer.records import Sink, Source

@@ -21,6 +21,7 @@ from persistence.transfer.records import Checkpoint, Reject, Sink, Source, Write
 
 Later = Literal["refuse", "keep", "remove"]
 
+LAST = "last"
 _THREADS_AT_ONCE = 100
 _SHOWN = 3
 
@@ -71,12 +72,13 @@ class _Thread:
 
 
 def find_run(sink: Sink, run_id: str) -> Run:
-    """The run of this id, or of this beginning of an id.
+    """The run of this id, or of this beginning of an id; ``last`` is the newest one.
 
     Raises:
         TransferError: There is none, or more than one.
     """
-    runs = [run for run in sink.ledger().runs() if run.run_id.startswith(run_id)]
+    runs = sink.ledger().runs()
+    runs = runs[:1] if run_id == LAST else [run for run in runs if run.run_id.startswith(run_id)]
     if len(runs) == 1:
         return runs[0]
     what = f"{len(runs)} runs whose ids begin with" if runs else "no run"
