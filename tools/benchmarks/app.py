@@ -19,7 +19,7 @@ from rich.console import Console
 from tools.benchmarks import goals, report
 from tools.benchmarks.chart import svg
 from tools.benchmarks.server import Server, delayed, server
-from tools.benchmarks.works import Arena, Outcome, Work, perform, plan
+from tools.benchmarks.works import MEMORY, Arena, Outcome, Work, perform, plan
 
 ROUND_TRIP = 1.0
 """Milliseconds that the proxy adds to each question and its answer."""
@@ -120,6 +120,7 @@ def _measure(options: argparse.Namespace, console: Console, folder: Path, where:
 
 def _one(work: Work, arena: Arena, options: argparse.Namespace) -> Outcome:
     # A large state takes seconds, and its children are processes that begin cold each time.
-    rounds = min(options.rounds, 3) if work.kind in ("large", "history") else options.rounds
-    warm_up = not options.short and work.kind not in ("large", "history")
+    # So are those whose memory is looked at; and what is moved into a new database is never warm.
+    rounds = min(options.rounds, 3) if work.kind in ("large", "history", MEMORY) else options.rounds
+    warm_up = not options.short and work.kind in ("steps", "graph", "store")
     return perform(work, arena, rounds=rounds, warm_up=warm_up, seconds=options.seconds)

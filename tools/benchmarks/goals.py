@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tools.benchmarks.contenders import BARE, NO_LOCK, OFFICIAL, OURS
-from tools.benchmarks.works import FAR, HUGE, MEDIUM, NEAR, SMALL, Outcome, Work
+from tools.benchmarks.transfers import PGLOADER
+from tools.benchmarks.works import FAR, HUGE, MEDIUM, MEMORY, NEAR, SMALL, Outcome, Work
 
 OPERATIONS = ("save p50 ms", "save writes p50 ms", "load p50 ms")
 
@@ -66,10 +67,48 @@ def judge(outcomes: list[Outcome]) -> list[Verdict]:
     verdicts += _at_least(outcomes, {"kind": "large"}, BARE, ["save ms", "load ms"], 0.5)
     verdicts += _at_least(outcomes, {"kind": "history"}, BARE, ["list ms"], 0.5)
     verdicts += _at_least(outcomes, {"kind": "store"}, OFFICIAL, ["put/s", "get/s", "search/s"], 1.0)
+    verdicts += _transfers(outcomes)
     for link in (NEAR, "file"):
         verdicts += _at_most(outcomes, {**hundred, "link": link}, "save p95 ms", 50.0)
         verdicts += _at_most(outcomes, {**hundred, "link": link}, "load p95 ms", 100.0)
     return [*verdicts, _no_errors(outcomes)]
+
+
+def _transfers(outcomes: list[Outcome]) -> list[Verdict]:
+    moved: dict[str, object] = {"kind": "transfer"}
+    near, far = {**moved, "link": NEAR}, {**moved, "link": FAR}
+    whole = ["whole s"]
+    return [
+        *_at_least(outcomes, near, OFFICIAL, whole, 15.0),
+        *_at_least(outcomes, far, OFFICIAL, whole, 75.0),
+        *_at_least(outcomes, near, PGLOADER, whole, 4.0),
+        *_at_most_times(outcomes, near, BARE, ["whole s", "write s"], 1.3),
+        *_verified_in_time(outcomes, moved),
+        *_at_most(outcomes, {"kind": MEMORY}, "peak MB", 150.0),
+    ]
+
+
+def _at_most_times(
+    outcomes: list[Outcome], like: dict[str, object], rival: str, figures: Iterable[str], goal: float
+) -> list[Verdict]:
+    """As :func:`_at_least`, for somebody who cannot be beaten: said as how much longer ours takes."""
+    verdicts = []
+    for one in _at_least(outcomes, like, rival, figures, 1 / goal):
+        shown = f"{1 / float(one.found[:-1]):.2f}x its time" if one.found.endswith("x") else one.found
+        verdicts.append(replace(one, goal=f"at most {goal:g}x its time", found=shown))
+    return verdicts
+
+
+def _verified_in_time(outcomes: list[Outcome], like: dict[str, object]) -> list[Verdict]:
+    """Comparing both sides takes no longer than the copy did."""
+    verdicts = []
+    for outcome in _chosen(outcomes, like):
+        ours = outcome.of(OURS)
+        copied = ours.median("whole s") if ours else None
+        if copied is not None:
+            limited = _at_most(outcomes, _exactly(outcome.work), "verify s", copied)
+            verdicts += [replace(one, goal="the copy's time") for one in limited]
+    return verdicts
 
 
 def _chosen(outcomes: list[Outcome], like: dict[str, object]) -> list[Outcome]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import sqlite3
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from rich.table import Table
 
 from tools.benchmarks.contenders import OURS, POOL
 from tools.benchmarks.goals import Verdict, ratio
-from tools.benchmarks.works import Outcome, Series
+from tools.benchmarks.transfers import PGLOADER
+from tools.benchmarks.works import MEMORY, Outcome, Series
 
 FIGURES = {
     "steps": [
@@ -32,6 +35,8 @@ FIGURES = {
     "store": ["put/s", "get/s", "search/s"],
     "history": ["list ms", "list peak MB"],
     "large": ["save ms", "load ms", "save peak MB", "load peak MB"],
+    "transfer": ["whole s", "read s", "write s", "verify s"],
+    MEMORY: ["peak MB", "largest MB"],
 }
 COMPARED = {
     "steps": ["steps/s"],
@@ -39,6 +44,8 @@ COMPARED = {
     "store": ["put/s", "get/s", "search/s"],
     "history": ["list ms"],
     "large": ["save ms", "load ms"],
+    "transfer": ["whole s", "write s"],
+    MEMORY: [],
 }
 """Figures of which the ratio is shown."""
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -69,7 +76,16 @@ def machine(folder: Path) -> dict[str, str]:
         "file system": f"{kind} ({options})",
         "connections at most": str(POOL),
         **{name: version(name) for name in PACKAGES},
+        "pgloader": _pgloader(),
     }
+
+
+def _pgloader() -> str:
+    program = shutil.which(PGLOADER)
+    if program is None:
+        return "not installed, so it takes no part"
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    return said.splitlines()[0] if said else "of an unknown version"
 
 
 def _synchronous(folder: Path) -> str:
@@ -115,7 +131,7 @@ def table(outcome: Outcome) -> list[list[str]]:
     kind = outcome.work.kind
     first, *others = FIGURES[kind]
     compared = COMPARED[kind]
-    ratios = [f"ours / this: {figure.split('/')[0]}" for figure in compared]
+    ratios = [f"ours / this: {figure.split('/')[0].removesuffix(' s')}" for figure in compared]
     rows = [["saver", first, "min .. max", "IQR", *others, *ratios, "errors"]]
     for series in outcome.series:
         spread = series.summary().get(first)

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import psycopg
 
-from tools.benchmarks import applications, child, measure
-from tools.benchmarks.contenders import BARE, SAVERS, STORES
+from tools.benchmarks import applications, child, measure, transfers
+from tools.benchmarks.contenders import BARE, OURS, SAVERS, STORES
 from tools.benchmarks.measure import Load, Sample
 from tools.benchmarks.server import Server
 
-KINDS = ("steps", "graph", "store", "history", "large")
 SMALL, MEDIUM, LARGE, HUGE = 2_000, 200_000, 10_000_000, 100_000_000
+MB = 1_000_000
+MEMORY = "transfer memory"
 Link = Literal["loopback", "1 ms", "file", "-"]
 NEAR: Link = "loopback"
 FAR: Link = "1 ms"
@@ -35,10 +36,15 @@ class Work:
     state: int
     checkpoints: int = 0
     """How long the listed thread is."""
+    shape: str = ""
+    """What the threads are like that a transfer moves."""
 
     @property
     def name(self) -> str:
         """As people and ``--only`` say it."""
+        if self.shape:
+            of = f"{size(self.state)} of " if self.state else ""
+            return f"{self.kind}, sqlite to {self.backend}, {self.link}, {of}{self.shape}"
         parts = [self.kind, self.backend, self.colour, self.link, f"{self.workflows} x {size(self.state)}"]
         if self.checkpoints:
             parts[-1] = f"{self.checkpoints:,} checkpoints of {size(self.state)}"
@@ -153,6 +159,13 @@ def plan(*, short: bool, full: bool) -> list[Work]:
         works += [
             Work("large", backend, "async", link, 1, state) for state in ([LARGE, HUGE] if full else [LARGE])
         ]
+    works += [
+        Work("transfer", "postgres", "sync", link, 1, 0, shape=shape)
+        for shape in ("5 turns", "30 turns", "300 turns", "30 turns, large states")
+        for link in (NEAR, FAR)
+    ]
+    sizes = [20 * MB, 200 * MB, *([10_000 * MB] if full else [])]
+    works += [Work(MEMORY, "postgres", "sync", NEAR, 1, state, shape="30 turns") for state in sizes]
     return works
 
 
@@ -173,6 +186,11 @@ def _short() -> list[Work]:
             Work("history", backend, "async", link, 1, SMALL, 10),
             Work("large", backend, "async", link, 1, MEDIUM),
         ]
+    works.append(Work("transfer", "postgres", "sync", FAR, 1, 0, shape="few short threads"))
+    works += [
+        Work(MEMORY, "postgres", "sync", NEAR, 1, state, shape="few short threads")
+        for state in (3 * MB, 30 * MB)
+    ]
     return works
 
 
@@ -184,6 +202,7 @@ class Arena:
         self._server = server
         self._seeded = seeded
         self._databases: dict[tuple[str, str], str] = {}
+        self.depot = transfers.Depot(folder, server)
         self._open = ExitStack()
 
     def __enter__(self) -> Arena:
@@ -195,6 +214,9 @@ class Arena:
     @contextmanager
     def places(self, work: Work, contenders: list[str]) -> Iterator[dict[str, str]]:
         """A place for each contender: files are new for each work, databases serve all works."""
+        if work.shape:  # a new database each time
+            yield dict.fromkeys(contenders, "")
+            return
         if work.backend == "postgres":
             yield {name: self._database(work, name) for name in contenders}
             return
@@ -230,7 +252,7 @@ def perform(work: Work, arena: Arena, *, rounds: int, warm_up: bool, seconds: fl
     names = _names(work)
     outcome = Outcome(work, [Series(name) for name in names])
     with arena.places(work, names) as places:
-        actions = {name: _action(work, name, places[name], seconds) for name in names}
+        actions = {name: _action(work, name, places[name], seconds, arena) for name in names}
         for number in range(-1 if warm_up else 0, rounds):
             turn = number % len(names)
             for series in outcome.series[turn:] + outcome.series[:turn]:
@@ -245,6 +267,10 @@ def perform(work: Work, arena: Arena, *, rounds: int, warm_up: bool, seconds: fl
 def _names(work: Work) -> list[str]:
     if work.kind == "store":
         return list(STORES[work.backend])
+    if work.kind == "transfer":
+        return transfers.contenders()
+    if work.kind == MEMORY:
+        return [OURS]
     names = [contender.name for contender in SAVERS[work.backend, work.colour]]
     return [name for name in names if name != BARE] if work.kind == "graph" else names
 
@@ -257,7 +283,11 @@ def _guarded(action: Callable[[], Sample]) -> Sample:
         return Sample(errors=[measure.describe(error)])
 
 
-def _action(work: Work, name: str, place: str, seconds: float) -> Callable[[], Sample]:
+def _action(work: Work, name: str, place: str, seconds: float, arena: Arena) -> Callable[[], Sample]:
+    if work.kind == "transfer":
+        return lambda: arena.depot.move(name, work.shape, far=work.link == FAR)
+    if work.kind == MEMORY:
+        return lambda: arena.depot.peak(work.shape, work.state)
     load = Load(work.workflows, work.state, seconds)
     if work.kind == "store":
         return lambda: applications.store(STORES[work.backend][name], place, load)
