@@ -195,6 +195,10 @@ class Provider(ABC):
         self.dsn = dsn
         self.settings = settings
 
+    def __reduce__(self) -> tuple[type[Provider], tuple[Dsn, Settings]]:
+        """In another process it begins anew."""
+        return type(self), (self.dsn, self.settings)
+
     @abstractmethod
     def open(self) -> Backend:
         """Connect, for synchronous code. Makes no tables.

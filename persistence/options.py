@@ -17,6 +17,8 @@ OptionValue = str | int | float | bool
 
 MAX_POOL_SIZE = 262_143
 """The highest ``max_connections`` that a Postgres server can be given."""
+MAX_WORKERS = 64
+"""Each is a process with a connection to the source and one to the target."""
 MAX_SECONDS = 31_536_000.0
 """A year. Longer waits overflow the timers of some platforms."""
 MAX_BUSY_SECONDS = 2_147_483.0
@@ -111,10 +113,10 @@ def boolean(text: str) -> bool:
     raise ValueError(text)
 
 
-def _integer(low: int) -> Callable[[str], int]:
+def _integer(low: int, high: int = MAX_POOL_SIZE) -> Callable[[str], int]:
     def convert(text: str) -> int:
         # int() would also take " 5", "1_0" and digits of other scripts
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= MAX_POOL_SIZE:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
             raise ValueError(text)
         return int(text)
 
@@ -149,6 +151,7 @@ OPTIONS: Mapping[str, Option] = {
     "pool_timeout": Option(_POSITIVE_SECONDS, _seconds(MAX_SECONDS), _ANY_POSTGRES),
     "pool_max_idle": Option(_POSITIVE_SECONDS, _seconds(MAX_SECONDS), _ANY_POSTGRES),
     "pool_max_lifetime": Option(_POSITIVE_SECONDS, _seconds(MAX_SECONDS), _ANY_POSTGRES),
+    "workers": Option(f"a whole number from 1 to {MAX_WORKERS}", _integer(1, MAX_WORKERS), _ANY_POSTGRES),
     "pgbouncer": Option("true or false", boolean, frozenset({"postgresql"})),
     "synchronous": Option("one of " + ", ".join(SYNCHRONOUS), _synchronous, frozenset({"sqlite"})),
     "busy_timeout": Option(

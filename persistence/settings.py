@@ -31,7 +31,14 @@ from pydantic_settings import (
 from persistence.dsn import Dsn
 from persistence.errors import DsnError, SettingsError
 from persistence.masking import mask_dsn, mask_text
-from persistence.options import MAX_BUSY_SECONDS, MAX_POOL_SIZE, MAX_SECONDS, schema_name, shorten
+from persistence.options import (
+    MAX_BUSY_SECONDS,
+    MAX_POOL_SIZE,
+    MAX_SECONDS,
+    MAX_WORKERS,
+    schema_name,
+    shorten,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +56,7 @@ DSN_OPTION_FIELDS: Mapping[str, str] = {
     "pgbouncer": "pgbouncer",
     "synchronous": "sqlite_synchronous",
     "busy_timeout": "sqlite_busy_timeout",
+    "workers": "transfer_workers",
     "allow_plaintext": "allow_plaintext",
 }
 """The DSN's options, and the settings that they override."""
@@ -185,6 +193,14 @@ class Settings(BaseSettings):
     )
     allow_plaintext: bool = Field(
         False, description="Read values that were stored without encryption although a key is set."
+    )
+    transfer_workers: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_WORKERS,
+        examples=["4"],
+        description="Processes that write into Postgres at once while data is moved, see "
+        "[Moving data](moving-data.md#workers). Not set: one for each two cores, up to four.",
     )
     health_timeout: Seconds = Field(
         2.0, description="Seconds that a health check may take, also while the database hangs."

@@ -224,7 +224,8 @@ def _load(source: Source, provider: Provider, clock: Clock, options: Options, *,
             _require_tables(provider)
         schema.setup(provider)
         with sink.exclusive():
-            copied = copy(source, sink, found, spool, clock, options)
+            workers = options.workers or provider.settings.transfer_workers
+            copied = copy(source, sink, found, spool, clock, replace(options, workers=workers))
             if not copied.already_done:
                 if verify:
                     with provider.source() as target:

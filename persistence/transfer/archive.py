@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -23,6 +24,7 @@ from persistence.transfer.canonical import NotCanonicalError, canonical_value, d
 from persistence.transfer.digest import Digester, Fingerprint
 from persistence.transfer.records import Checkpoint, Record, Value, ValueRef, Write
 from persistence.transfer.report import Totals
+from persistence.transfer.workers import Open
 
 _CHUNK = 1 << 20
 
@@ -32,12 +34,13 @@ class ArchiveSource:
 
     database = None
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, manifest: fmt.Manifest | None = None) -> None:
         self.label = f"archive {folder}"
         self._folder = folder
+        self._given = manifest
 
     def __enter__(self) -> ArchiveSource:
-        self.manifest = fmt.read_manifest(self._folder)
+        self.manifest = self._given or fmt.read_manifest(self._folder)
         return self
 
     def __exit__(
@@ -48,6 +51,10 @@ class ArchiveSource:
     def drift(self) -> list[str]:
         """See :class:`persistence.transfer.records.Source`; it has no tables."""
         return []
+
+    def share(self) -> Open:
+        """See :mod:`persistence.transfer.workers`; the manifest's checksums are what holds it together."""
+        return partial(ArchiveSource, self._folder, self.manifest)
 
     def threads(self) -> Iterator[str]:
         """See :class:`persistence.transfer.records.Source`."""

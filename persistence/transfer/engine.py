@@ -8,44 +8,44 @@ ledger does not have.
 
 from __future__ import annotations
 
-import hashlib
-import math
+import logging
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import Protocol
 
 from persistence import metrics
-from persistence.errors import ConflictError, SchemaError, TransferError
-from persistence.transfer.conflicts import Present, decide, merged
-from persistence.transfer.digest import Digester, Fingerprint, ThreadDigest, describe, digests, line
-from persistence.transfer.keys import pack
-from persistence.transfer.ledger import Action, Ledger, LedgerEntry, Run
+from persistence.errors import ConflictError, SchemaError
+from persistence.transfer.conflicts import decide, merged
+from persistence.transfer.copying import Limits, Task, Writer, of_segments, segments
+from persistence.transfer.digest import Digester, Fingerprint, ThreadDigest, describe, digests
+from persistence.transfer.ledger import Action, Ledger, Run
 from persistence.transfer.options import Options
 from persistence.transfer.preflight import RefusedError
 from persistence.transfer.records import (
-    Batch,
     Checkpoint,
     Preflight,
     Problem,
     Record,
-    Reject,
     Sink,
     Source,
-    Value,
-    Write,
 )
 from persistence.transfer.report import Phase, Progress, Totals
 from persistence.transfer.selection import without
 from persistence.transfer.spool import Spool
 from persistence.transfer.survey import Finding, Sizes, Survey
 from persistence.transfer.verify import Difference, Verdict, compare
+from persistence.transfer.workers import Job, move, sensible, shared, shared_sink
+
+logger = logging.getLogger(__name__)
 
 BATCH_RECORDS = 5_000
 BATCH_BYTES = 8_000_000
+SEGMENT_BATCHES = 4
+"""Full batches of a segment: few, so that workers end at about the same time."""
 _THREADS_AT_ONCE = 5_000
 _TOLD_EVERY = 64
 _SHOWN = 20
@@ -97,38 +97,19 @@ class Meter:
 
     def see(self, record: Record) -> None:
         """Count one record."""
-        totals = self.totals
-        match record:
-            case Checkpoint():
-                size = content_bytes(record)
-                totals.checkpoints += 1
-                totals.values_referenced += len(record.values)
-                totals.bytes += size
-                totals.bytes_referenced += size + sum(ref.size for ref in record.values if ref.data is None)
-                if totals.checkpoints % _TOLD_EVERY == 0:
-                    self.tell()
-            case Value():
-                totals.values += 1
-                totals.bytes += len(record.data)
-            case Write():
-                totals.writes += 1
-                totals.bytes += len(record.data or b"")
-                totals.bytes_referenced += len(record.data or b"")
-            case Reject():
-                pass
+        self.totals.see(record)
+        if isinstance(record, Checkpoint) and self.totals.checkpoints % _TOLD_EVERY == 0:
+            self.tell()
+
+    def add(self, some: Totals) -> None:
+        """Count what a worker has moved."""
+        self.totals.add(some)
+        self.tell()
 
     def tell(self) -> None:
         """Say how far it has come."""
         done = self.totals.checkpoints
         self._tell(self._phase, done, max(done, self._expected), self.totals.bytes)
-
-
-def content_bytes(record: Value | Checkpoint | Write) -> int:
-    """How many bytes of content a record carries."""
-    if isinstance(record, Checkpoint):
-        inline = sum(len(ref.data) for ref in record.values if ref.data is not None)
-        return len(record.body) + len(record.metadata) + inline
-    return len(record.data or b"")
 
 
 @dataclass(slots=True)
@@ -174,20 +155,28 @@ def look(
     """As :func:`scan`, but what the target cannot hold is in the result."""
     with clock.phase("read"):
         meter = Meter(clock, "read", source.count())
-        fingerprint, digester, survey = Fingerprint(), Digester(), Survey()
+        fingerprint, digester, survey, before = Fingerprint(), Digester(), Survey(), Totals()
 
         def end(thread: ThreadDigest | None) -> None:
+            nonlocal before
             if thread is not None:
-                spool.add(thread)
+                now = replace(meter.totals)
+                spool.add(
+                    thread,
+                    records=now.records - before.records,
+                    size=now.bytes - before.bytes,
+                    size_referenced=now.bytes_referenced - before.bytes_referenced,
+                )
+                before = now
                 fingerprint.see(thread)
                 if copyist is not None:
                     copyist.end_thread(thread)
 
         for record in source.records():
+            end(digester.see(record))
             meter.see(record)
             preflight.see(record)
             survey.see(record)
-            end(digester.see(record))
             if copyist is not None:
                 copyist.add(record)
         end(digester.end())
@@ -243,26 +232,40 @@ def copy(source: Source, sink: Sink, found: Scan, spool: Spool, clock: Clock, op
         return copied
     with clock.phase("write"):
         meter = Meter(clock, "write", found.totals.checkpoints)
-        throttle = Throttle(options.max_mbps)
-        cutter = _Cutter(run, sink, copied)
-        for batch in cutter.batches(metered(copied.moved(source).records(), meter)):
-            if batch.number not in committed:
-                sink.write(batch)
-                copied.written += 1
-                throttle.wait(batch.entry.bytes)
-            elif committed[batch.number] == batch.entry.digest:
-                sink.skip(batch)
-            else:
-                raise TransferError(
-                    f"batch {batch.number} of run {run.run_id} is not the one that was committed before",
-                    hint="the run was begun by another version of this package; finish it with that one",
-                )
-            meter.tell()
+        copied.written = _write(source, sink, run, copied, committed, spool, meter, options)
         if copied.having("skip"):
             copied.totals = meter.totals
             copied.totals.threads = found.totals.threads - len(copied.having("skip"))
         ledger.advance(run.run_id, "copied", asdict(found.totals) | {"verified": False})
     return copied
+
+
+def _write(
+    source: Source,
+    sink: Sink,
+    run: Run,
+    copied: Copied,
+    committed: Mapping[int, str],
+    spool: Spool,
+    meter: Meter,
+    options: Options,
+) -> int:
+    """Write what is not committed, by workers or alone; gives the number of batches."""
+    task = Task(run.run_id, Limits.of(run), copied.actions, committed, options.max_mbps)
+    if (count := sensible(options.workers, sum(1 for _ in segments(spool, task.limits)))) > 1:
+        opens, opens_sink = shared(source), shared_sink(sink)
+        if opens is not None and opens_sink is not None:
+            return move(Job(opens, opens_sink, task), count, segments(spool, task.limits), meter.add)
+        if options.workers is not None:
+            alone = source if opens is None else sink
+            logger.warning("%s can be used by one process at a time: there is one worker", alone.label)
+    records = metered(copied.moved(source).records(), meter)
+    with Writer(sink, task) as writer:
+        for segment, some in of_segments(records, segments(spool, task.limits)):
+            for batch in writer.batches(some, segment):
+                writer.add(batch)
+                meter.tell()
+    return writer.written
 
 
 def finish(sink: Sink, copied: Copied, totals: Totals) -> None:
@@ -374,7 +377,10 @@ def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spo
         source_fingerprint=found.fingerprint,
         target_identity=sink.identity,
         state="running",
-        options={"source": source.label, "batch_records": BATCH_RECORDS, "batch_bytes": BATCH_BYTES},
+        options={
+            "source": source.label,
+            **Limits(BATCH_RECORDS, BATCH_BYTES, SEGMENT_BATCHES).as_options(),
+        },
         totals=None,
     )
     ledger.begin(run, actions)
@@ -410,72 +416,3 @@ def existing_threads(sink: Sink, spool: Spool) -> list[str]:
     """The threads that the target has, sorted."""
     chunks = ([thread.thread_id for thread in chunk] for chunk in spool.chunks(_THREADS_AT_ONCE))
     return sorted(chain.from_iterable(map(sink.existing, chunks)))
-
-
-class _Cutter:
-    """Cuts a run's records into batches: the same ones each time, for the limits that the run began with."""
-
-    def __init__(self, run: Run, sink: Sink, copied: Copied) -> None:
-        self._run_id = run.run_id
-        self._max_records = int(run.options["batch_records"])
-        self._max_bytes = int(run.options["batch_bytes"])
-        self._repeats_values = sink.repeats_values
-        self._replaces = set(copied.having("replace"))
-        self._present = Present(sink, frozenset(copied.having("merge")))
-        self._number = 0
-
-    def batches(self, records: Iterable[Record]) -> Iterator[Batch]:
-        batch: list[Value | Checkpoint | Write] = []
-        size = repeated = 0
-        for record in records:
-            if isinstance(record, Reject):
-                raise TransferError("the source changed while it was read")
-            batch.append(record)
-            size += content_bytes(record)
-            if self._repeats_values and isinstance(record, Checkpoint):
-                repeated += sum(ref.size for ref in record.values if ref.data is None)
-            if len(batch) >= self._max_records or size + repeated >= self._max_bytes:
-                yield self._batch(batch, size)
-                batch, size, repeated = [], 0, 0
-        if batch:
-            yield self._batch(batch, size)
-
-    def _batch(self, records: list[Value | Checkpoint | Write], size: int) -> Batch:
-        digest = hashlib.sha256()
-        for record in records:
-            digest.update(line(record))
-        counts = {
-            kind: sum(isinstance(record, kind) for record in records) for kind in (Checkpoint, Write, Value)
-        }
-        entry = LedgerEntry(
-            run_id=self._run_id,
-            number=self._number,
-            thread_id=records[0].thread_id,
-            digest=digest.hexdigest(),
-            checkpoints=counts[Checkpoint],
-            writes=counts[Write],
-            values=counts[Value],
-            bytes=size,
-        )
-        self._number += 1
-        # A thread is replaced with the first of its batches, and what the next ones add stays.
-        begun = self._replaces.intersection(record.thread_id for record in records)
-        self._replaces -= begun
-        inserted = self._present.without(records)
-        rows = [r for r in inserted if not (self._repeats_values and isinstance(r, Value))]
-        return Batch(entry.number, inserted, entry, pack(rows), sorted(begun))
-
-
-class Throttle:
-    """Holds the rate of writing below a limit."""
-
-    def __init__(self, max_mbps: float | None) -> None:
-        self._bytes_per_second = max_mbps * 1_000_000 if max_mbps is not None else math.inf
-        self._started = time.monotonic()
-        self._bytes = 0
-
-    def wait(self, size: int) -> None:
-        """Wait until so many bytes more are within the limit."""
-        self._bytes += size
-        due = self._started + self._bytes / self._bytes_per_second
-        time.sleep(max(0.0, due - time.monotonic()))

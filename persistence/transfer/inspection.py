@@ -15,10 +15,10 @@ from persistence.errors import SourceError
 from persistence.transfer.archive import ArchiveSource
 from persistence.transfer.canonical import decode_json
 from persistence.transfer.digest import Digester
-from persistence.transfer.engine import Clock, content_bytes, look
+from persistence.transfer.engine import Clock, look
 from persistence.transfer.preflight import Findings
 from persistence.transfer.records import Checkpoint, Record, Reject, Source, Value, Write
-from persistence.transfer.report import Progress, Totals, no_progress
+from persistence.transfer.report import Progress, Totals, content_bytes, no_progress
 from persistence.transfer.sides import Side, open_source
 from persistence.transfer.spool import Spool
 from persistence.transfer.survey import Finding, refusals

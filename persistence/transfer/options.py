@@ -21,8 +21,10 @@ class Options:
             first of its batches. ``merge``: add the rows that they lack; refuse where a row has another
             content.
         max_mbps: Write at most so many megabytes of content in a second; ``None`` is no limit.
+        workers: Processes that write into Postgres at once; ``None`` leaves it to the settings.
     """
 
     select: Selection = field(default_factory=Selection)
     on_conflict: OnConflict = "error"
     max_mbps: float | None = None
+    workers: int | None = None

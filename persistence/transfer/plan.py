@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -315,7 +315,8 @@ def _rehearse(
     """Let the target take everything, and take it back."""
     try:
         with sink.exclusive(), sink.rehearsal():
-            copy(source, sink, found, spool, clock, options)
+            # Workers have connections of their own, and would commit.
+            copy(source, sink, found, spool, clock, replace(options, workers=1))
     except TransferError as error:
         return [_refused("target-refused", error.message, error.hint)]
     return []

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from persistence.transfer.records import Checkpoint, Record, Reject, Value, Write
 from persistence.transfer.survey import Finding, Sizes
 
 if TYPE_CHECKING:
@@ -50,6 +51,35 @@ class Totals:
     """Content that was moved, before compression."""
     bytes_referenced: int = 0
     """What it would have been without storing each value once."""
+
+    def see(self, record: Record) -> None:
+        """Count one record."""
+        match record:
+            case Checkpoint():
+                size = content_bytes(record)
+                self.checkpoints += 1
+                self.values_referenced += len(record.values)
+                self.bytes += size
+                self.bytes_referenced += size + sum(ref.size for ref in record.values if ref.data is None)
+            case Value():
+                self.values += 1
+                self.bytes += len(record.data)
+            case Write():
+                self.writes += 1
+                self.bytes += len(record.data or b"")
+                self.bytes_referenced += len(record.data or b"")
+            case Reject():
+                pass
+
+    def add(self, other: Totals) -> None:
+        """Count what somebody else has counted."""
+        for name, count in asdict(other).items():
+            setattr(self, name, getattr(self, name) + count)
+
+    @property
+    def records(self) -> int:
+        """Rows that are written, one for each."""
+        return self.checkpoints + self.writes + self.values
 
     @property
     def bytes_saved(self) -> int:
@@ -105,3 +135,11 @@ class Report:
         """The report as one JSON object."""
         totals = asdict(self.totals) | {"bytes_saved": self.bytes_saved}
         return json.dumps(asdict(self) | {"totals": totals}, sort_keys=True)
+
+
+def content_bytes(record: Value | Checkpoint | Write) -> int:
+    """How many bytes of content a record carries."""
+    if isinstance(record, Checkpoint):
+        inline = sum(len(ref.data) for ref in record.values if ref.data is not None)
+        return len(record.body) + len(record.metadata) + inline
+    return len(record.data or b"")

@@ -14,6 +14,7 @@ from persistence.errors import SourceError
 from persistence.metadata import clean_filter, comparable, matches
 from persistence.transfer.canonical import decode_json
 from persistence.transfer.records import Checkpoint, Record, Reject, Source
+from persistence.transfer.workers import Open, shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,10 @@ class Selected:
     def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
         """See :class:`persistence.transfer.records.Source`."""
         return self._source.records(self._among(threads), data=data)
+
+    def share(self) -> Open | None:
+        """The whole source, as a worker is told which threads are its own."""
+        return shared(self._source)
 
     def _among(self, threads: Sequence[str] | None) -> Sequence[str]:
         if threads is None:

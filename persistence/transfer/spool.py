@@ -5,13 +5,27 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from types import TracebackType
+from typing import NamedTuple
 
 import msgspec
 
 from persistence.transfer.digest import ThreadDigest
 
 _IN_MEMORY = 4_000_000
-_decoder = msgspec.msgpack.Decoder(tuple[str, bytes, int, int])
+
+
+class Entry(NamedTuple):
+    """A thread as the first reading found it."""
+
+    thread: ThreadDigest
+    records: int
+    bytes: int
+    """Content, each value once per version."""
+    bytes_referenced: int
+    """Content with the copies that checkpoints in SQLite have."""
+
+
+_decoder = msgspec.msgpack.Decoder(tuple[tuple[str, bytes, int, int], int, int, int])
 
 
 class Spool:
@@ -29,19 +43,25 @@ class Spool:
     ) -> None:
         self._file.close()
 
-    def add(self, thread: ThreadDigest) -> None:
-        """Append one."""
-        data = msgspec.msgpack.encode(tuple(thread))
+    def add(self, thread: ThreadDigest, *, records: int = 0, size: int = 0, size_referenced: int = 0) -> None:
+        """Append one; what the sizes are good for see :class:`Entry`."""
+        data = msgspec.msgpack.encode((tuple(thread), records, size, size_referenced))
         self._file.write(len(data).to_bytes(4))
         self._file.write(data)
         self.count += 1
 
-    def chunks(self, size: int) -> Iterator[list[ThreadDigest]]:
-        """All of them, some at a time."""
+    def entries(self) -> Iterator[Entry]:
+        """All of them."""
         self._file.seek(0)
-        chunk: list[ThreadDigest] = []
         while head := self._file.read(4):
-            chunk.append(ThreadDigest(*_decoder.decode(self._file.read(int.from_bytes(head)))))
+            thread, *sizes = _decoder.decode(self._file.read(int.from_bytes(head)))
+            yield Entry(ThreadDigest(*thread), *sizes)
+
+    def chunks(self, size: int) -> Iterator[list[ThreadDigest]]:
+        """The digests, some at a time."""
+        chunk: list[ThreadDigest] = []
+        for entry in self.entries():
+            chunk.append(entry.thread)
             if len(chunk) == size:
                 yield chunk
                 chunk = []

@@ -11,6 +11,7 @@ import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
     from persistence.contract import Provider
+    from persistence.transfer.workers import OpenSink
 
 _LOCK_WAIT = 10.0
 """Seconds to wait for another transfer: a killed one's connection may outlive it for a moment."""
@@ -90,6 +92,10 @@ class PostgresSink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def share(self) -> OpenSink:
+        """See :mod:`persistence.transfer.workers`."""
+        return partial(PostgresSink, self._provider)
 
     def preflight(self) -> PostgresPreflight:
         """See :class:`persistence.transfer.records.Sink`."""

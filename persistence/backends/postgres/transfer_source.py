@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import tuple_row
 
 from persistence import schema
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from psycopg import Connection, Cursor
 
     from persistence.contract import Provider
+    from persistence.transfer.workers import Open
 
 _FETCH = 500
 _FETCH_BYTES = 4_000_000
@@ -94,9 +97,10 @@ ORDER BY thread_id COLLATE "C"
 class PostgresSource:
     """One consistent snapshot of a Postgres checkpoint database. A context manager."""
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, snapshot: str | None = None) -> None:
         self.label = str(provider.dsn)
         self._provider = provider
+        self._snapshot = snapshot
 
     def __enter__(self) -> PostgresSource:
         with ExitStack() as stack, self._errors():
@@ -105,6 +109,9 @@ class PostgresSource:
             )
             # One snapshot for all statements, and no idle limit while the other side is busy.
             self._conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            if self._snapshot is not None:
+                name = sql.Literal(self._snapshot)
+                self._conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(name))
             self._conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
             self._stack = stack.pop_all()
         return self
@@ -120,6 +127,12 @@ class PostgresSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def share(self) -> Open:
+        """See :mod:`persistence.transfer.workers`; it lasts as long as this snapshot."""
+        with self._errors():
+            (name,) = self._cursor().execute("SELECT pg_export_snapshot()").fetchall()[0]
+        return partial(PostgresSource, self._provider, name)
 
     @property
     def database(self) -> str:

@@ -12,6 +12,7 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from persistence.contract import Provider
+    from persistence.transfer.workers import Open
 
 _NEEDED = {
     "checkpoints": {
@@ -68,9 +70,11 @@ class SqliteSource:
 
     database = None
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, seen: Mapping[str, object] | None = None) -> None:
         self.label = str(provider.dsn)
+        self._provider = provider
         self._path = provider.dsn.path
+        self._expected = seen
 
     def __enter__(self) -> SqliteSource:
         if self._path is None:
@@ -79,6 +83,10 @@ class SqliteSource:
         _require_file(path, self.label)
         with ExitStack() as stack:
             self._unlocked = _Unlocked(path) if _is_idle_wal(path) else None
+            if self._expected is not None and (
+                self._unlocked is None or self._unlocked.seen != self._expected
+            ):
+                raise self._was_changed()
             self._conn = _open(path, stack, self.label, immutable=self._unlocked is not None)
             with self._reading():
                 self._has_task_path = self._check_tables()
@@ -137,10 +145,17 @@ class SqliteSource:
             for thread in [None] if threads is None else threads:
                 yield from self._merge(thread, data=data)
         if self._unlocked is not None and self._unlocked.changed():
-            raise SourceError(
-                f"{self.label} was written to while it was read",
-                hint="stop the application, or keep it connected, and run the command again",
-            )
+            raise self._was_changed()
+
+    def share(self) -> Open | None:
+        """See :mod:`persistence.transfer.workers`. A snapshot of a file in use is one connection's own."""
+        return None if self._unlocked is None else partial(SqliteSource, self._provider, self._unlocked.seen)
+
+    def _was_changed(self) -> SourceError:
+        return SourceError(
+            f"{self.label} was written to while it was read",
+            hint="stop the application, or keep it connected, and run the command again",
+        )
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -374,7 +389,7 @@ class _Unlocked:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = self._look()
+        self.seen = self._look()
 
     def _look(self) -> Mapping[str, object]:
         stat = self._path.stat()
@@ -385,7 +400,7 @@ class _Unlocked:
         }
 
     def changed(self) -> bool:
-        return self._look() != self._seen
+        return self._look() != self.seen
 
 
 def _open(path: Path, stack: ExitStack, label: str, *, immutable: bool) -> sqlite3.Connection:
