@@ -124,7 +124,8 @@ class Writer:
         self._sink = sink
         self._task = task
         self._replaces = set(task.having("replace"))
-        self._present = Present(sink, frozenset(task.having("merge")))
+        self._merges = frozenset(task.having("merge"))
+        self._present = Present(sink, self._merges)
         self._throttle = Throttle(task.max_mbps)
         self._thread = ThreadPoolExecutor(1, "persistence-transfer")
         self._pending: Future[None] | None = None
@@ -208,6 +209,8 @@ class Writer:
         # A thread is replaced with the first of its batches, and what the next ones add stays.
         begun = self._replaces.intersection(record.thread_id for record in records)
         self._replaces -= begun
+        if self._merges:
+            self.flush()  # a SQLite target cannot be read while it is written to
         inserted = self._present.without(records)
         rows = [r for r in inserted if not (self._sink.repeats_values and isinstance(r, Value))]
         return Batch(entry.number, inserted, entry, pack(rows), sorted(begun))
