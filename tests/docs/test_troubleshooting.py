@@ -106,6 +106,13 @@ def test_missing_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         get(encryption_key=KEY)
 
 
+def test_report() -> None:
+    from persistence.transfer.report_page import write_report
+
+    with fails(errors.ReportError, "nowhere"):
+        write_report(Path("nowhere/r.html"), {"command": "migrate", "outcome": "succeeded"})
+
+
 def test_unsupported() -> None:
     with fails(errors.UnsupportedError, "memory"):
         schema.history(provider_for("memory://"))
