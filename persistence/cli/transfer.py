@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -25,10 +25,14 @@ from persistence.cli.reporting import ReportPath, running
 from persistence.errors import VerificationError
 
 if TYPE_CHECKING:
+    from persistence import transfer
+    from persistence.transfer import ArchiveCheck
     from persistence.transfer.report import Report
 
 _DONE = {"skip": "skipped", "replace": "replaced", "merge": "merged"}
 SIDE_HELP = "A DSN, env:NAME, or the path of an archive."
+
+DEPTHS = ("checksums", "digests", "semantic")
 
 NoVerify = Annotated[
     bool, typer.Option("--no-verify", help="Do not compare both sides by content afterwards.")
@@ -147,11 +151,37 @@ def verify(
     newer_than: NewerThan = None,
     older_than: OlderThan = None,
     report: ReportPath = None,
+    depth: Annotated[
+        str,
+        typer.Option(
+            metavar="DEPTH",
+            help="digests: the content of all rows. semantic: what LangGraph's own savers return; this"
+            " deserialises, so classes of the application are imported. checksums: of an archive by itself.",
+        ),
+    ] = "digests",
+    sample: Annotated[
+        str | None,
+        typer.Option("--sample", metavar="SIZE", help="Only a share of the threads (5%), or so many (100)."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="NUMBER", help="Draw the sample of that seed again.")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="FILE",
+            help="Keep the progress in FILE; run again after an interruption, it goes on there.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Compare two sides by content, or check an archive by itself. Exit code 7 if they differ."""
     from persistence import transfer
 
+    if depth not in DEPTHS:
+        raise typer.BadParameter(f"{depth!r} is none of {', '.join(DEPTHS)}", param_hint="--depth")
+    check = transfer.Check(depth=cast("transfer.Depth", depth), sample=sample, seed=seed, resume=resume)
     first = read_dsn_or_path(left)
     select = selection(thread, match, where, newer_than, older_than)
     if right is None:
@@ -159,24 +189,37 @@ def verify(
             raise typer.BadParameter("a database needs a second side to be compared with", param_hint="RIGHT")
         if not select.everything:
             raise typer.BadParameter(
-                "an archive by itself is checked as a whole; to select threads, name a second side"
+                "an archive by itself is checked in whole or by --sample; to select threads, name a second side"
             )
         with running("verify", report, source=first) as run:
-            done = transfer.verify_archive(first, progress=run.show)
+            done = transfer.verify_archive(first, progress=run.show, check=check)
             run.ended("intact", done.to_json())
-        return _summary("intact", done)
+        return _checked(done)
     second = read_dsn_or_path(right)
     with running("verify", report, left=first, right=second) as run:
-        verdict = transfer.verify(first, second, progress=run.show, select=select)
+        verdict = transfer.verify(first, second, progress=run.show, select=select, check=check)
         run.ended("equal" if verdict.equal else "different", verdict.to_json())
-    emit(
-        json.loads(verdict.to_json()),
-        [
-            *(printable(str(difference)) for difference in verdict.differences),
-            "equal" if verdict.equal else "the two sides differ",
-        ],
-    )
+    document = json.loads(verdict.to_json())
+    emit(document, [*(printable(str(found)) for found in verdict.differences), verdict.summary()])
     return OK if verdict.equal else VerificationError.exit_code
+
+
+def _checked(check: ArchiveCheck) -> int:
+    from persistence.transfer.report import amount
+
+    totals = check.totals
+    pairs: list[tuple[str, object]] = [
+        ("checked", check.archive),
+        ("threads", f"{totals.threads:,}"),
+        ("checkpoints", f"{totals.checkpoints:,}"),
+        ("pending writes", f"{totals.writes:,}"),
+        ("channel values", f"{totals.values:,}"),
+        ("size", amount(totals.bytes)),
+        ("time", f"{check.seconds:.1f} s"),
+        ("result", check.summary()),
+    ]
+    emit(json.loads(check.to_json()), [rows(pairs)])
+    return OK
 
 
 def _summary(done: str, report: Report) -> int:
@@ -188,7 +231,7 @@ def _summary(done: str, report: Report) -> int:
     if report.repeats_values:
         size = f"{amount(totals.bytes_referenced)} with copies, {amount(totals.bytes)} moved"
     pairs: list[tuple[str, object]] = [
-        *(sides if report.source != report.target else [("checked", report.source)]),
+        *sides,
         ("threads", f"{totals.threads:,}"),
         ("checkpoints", f"{totals.checkpoints:,}"),
         ("pending writes", f"{totals.writes:,}"),

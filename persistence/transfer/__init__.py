@@ -4,6 +4,9 @@
 """
 
 from persistence.transfer.api import export, import_, migrate, runs, undo, verify, verify_archive
+from persistence.transfer.archive_check import ArchiveCheck
+from persistence.transfer.comparison import Check
+from persistence.transfer.difference import Depth, Difference, Verdict
 from persistence.transfer.inspection import Inspection, inspect
 from persistence.transfer.options import OnConflict, Options
 from persistence.transfer.plan import Estimate, Plan, plan
@@ -13,9 +16,11 @@ from persistence.transfer.report import Phase, Progress, Report, Totals
 from persistence.transfer.selection import Selection
 from persistence.transfer.sides import Side
 from persistence.transfer.survey import Finding, Sizes
-from persistence.transfer.verify import Difference, Verdict
 
 __all__ = [
+    "ArchiveCheck",
+    "Check",
+    "Depth",
     "Difference",
     "Estimate",
     "Finding",

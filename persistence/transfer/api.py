@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 
 from persistence import schema
 from persistence.dsn import Dsn
-from persistence.errors import ArchiveError, TransferError
+from persistence.errors import ArchiveError, ConfigurationError, TransferError
 from persistence.registry import provider_for
 from persistence.transfer.archive import ArchiveSource
+from persistence.transfer.archive_check import ArchiveCheck, check_archive
 from persistence.transfer.archive_format import MANIFEST
 from persistence.transfer.archive_writer import ArchiveWriter
-from persistence.transfer.digest import digests
+from persistence.transfer.comparison import Check, Comparison
+from persistence.transfer.difference import Verdict
 from persistence.transfer.engine import (
     Clock,
     Copied,
-    Meter,
     Scan,
     copy,
     finish,
-    metered,
     refuse_strangers,
     scan,
     verify_copy,
@@ -35,10 +35,10 @@ from persistence.transfer.records import Source
 from persistence.transfer.removal import Later, Undone, find_run
 from persistence.transfer.removal import undo as undo_run
 from persistence.transfer.report import Progress, Report, no_progress
+from persistence.transfer.sampling import Sample
 from persistence.transfer.selection import Selection
 from persistence.transfer.sides import Side, open_source
 from persistence.transfer.spool import Spool
-from persistence.transfer.verify import Verdict, compare
 
 if TYPE_CHECKING:
     from persistence.contract import Provider
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 DEFAULT = Options()
 EVERYTHING = Selection()
+DIGESTS = Check()
 
 
 def migrate(
@@ -143,6 +144,7 @@ def verify(
     progress: Progress | None = None,
     subset: bool = False,
     select: Selection = EVERYTHING,
+    check: Check = DIGESTS,
 ) -> Verdict:
     """Compare two sides by content, each digest computed from that side's own rows.
 
@@ -153,22 +155,18 @@ def verify(
         progress: Told how far it has come.
         subset: Threads that only the right side has are no difference.
         select: Compare only these threads; each side selects from its own.
+        check: How deep, by which sample, and whether it can be resumed.
+
+    Raises:
+        SourceError: A side cannot be read, or a comparison that is resumed has other sides by now.
     """
+    if check.depth == "checksums":
+        raise ConfigurationError("checksums are those of an archive by itself; two sides have digests")
     clock = Clock(progress or no_progress)
+    about = f"{list(select.threads)} {list(select.match)} {dict(select.where)}"
     with open_source(left, settings) as lefts, open_source(right, settings) as rights:
-        one, other = select.of(lefts), select.of(rights)
-        meter = Meter(clock, "verify", one.count())
-        mine = digests(metered(one.records(data=False), meter))
-        verdict = Verdict(one.label, other.label)
-        if subset:
-            with Spool() as spool:
-                for thread in mine:
-                    spool.add(thread)
-                verdict = verify_copy(one, other, spool, clock, meter.totals.checkpoints)
-        else:
-            compare(one, other, mine, digests(other.records(data=False)), verdict)
-        meter.tell()
-        return verdict
+        sides = select.of(lefts), select.of(rights)
+        return Comparison(*sides, check, clock, subset=subset, about=about).run()
 
 
 def runs(target: str | Dsn, *, settings: Settings | None = None) -> list[Run]:
@@ -203,16 +201,24 @@ def undo(
             return undo_run(sink, run, later)
 
 
-def verify_archive(archive: Path, *, progress: Progress | None = None) -> Report:
+def verify_archive(
+    archive: Path, *, progress: Progress | None = None, check: Check = DIGESTS
+) -> ArchiveCheck:
     """Check an archive by itself: its checksums, and the digest of every thread.
+
+    Args:
+        archive: Its path.
+        progress: Told how far it has come.
+        check: How deep, and by which sample. Of a sample only the parts that hold it are read.
 
     Raises:
         ArchiveError: It is damaged, incomplete, or of a version that is not known.
     """
-    clock = Clock(progress or no_progress)
-    with ArchiveSource(archive) as stored, Spool() as spool:
-        found = scan(stored, spool, clock, Findings())
-        return _report(stored.label, stored.label, found, clock, verified=True)
+    if check.depth == "semantic" or check.resume is not None:
+        raise ConfigurationError("only a comparison of two sides can be semantic, or be resumed")
+    sample = Sample.drawn(check.sample, check.seed) if check.sample is not None else None
+    with ArchiveSource(archive) as stored:
+        return check_archive(stored, check.depth, sample, Clock(progress or no_progress))
 
 
 def _load(source: Source, provider: Provider, clock: Clock, options: Options, *, verify: bool) -> Report:

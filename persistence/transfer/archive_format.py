@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import msgspec
 
@@ -23,13 +23,26 @@ VERSION = 1
 MANIFEST = "manifest.json"
 PART_BYTES = 64_000_000
 """A part ends with the record that reaches this many bytes before compression."""
-MAX_MANIFEST_BYTES = 64_000_000
+MAX_MANIFEST_BYTES = 16_000_000
+"""Enough for some 40,000 parts."""
 MAX_RECORD_BYTES = 1 << 30
 """More than any record has: a field of SQLite or Postgres ends at one gigabyte."""
+MAX_PART_BYTES = 64_000_000 + MAX_RECORD_BYTES + 5
+"""What a part may claim to hold before compression."""
+MAX_JSON_BYTES = 16_000_000
+"""Body and metadata of a checkpoint are decoded, which may take thirty times their size in memory."""
+MAX_CHANNELS = 100_000
 MAX_WINDOW_BYTES = 8 << 20
 """What decompression may keep of the past; the writer stays below."""
 FRAME_MARK = 0xC6
 """A frame is one msgpack ``bin 32`` whose content is the record."""
+
+
+class _Head(msgspec.Struct):
+    """What says that a manifest is one, before the rest of it is made objects of."""
+
+    format: str = ""
+    version: int = 0
 
 
 class Part(msgspec.Struct, forbid_unknown_fields=True):
@@ -91,9 +104,9 @@ class CheckpointFrame(msgspec.Struct, array_like=True, tag_field="kind", tag="c"
     checkpoint_ns: str
     checkpoint_id: str
     parent_id: str | None
-    body: bytes
-    metadata: bytes
-    values: list[ValueRef]
+    body: Annotated[bytes, msgspec.Meta(max_length=MAX_JSON_BYTES)]
+    metadata: Annotated[bytes, msgspec.Meta(max_length=MAX_JSON_BYTES)]
+    values: Annotated[list[ValueRef], msgspec.Meta(max_length=MAX_CHANNELS)]
 
 
 class WriteFrame(msgspec.Struct, array_like=True, tag_field="kind", tag="w", forbid_unknown_fields=True):
@@ -159,18 +172,17 @@ def read_manifest(folder: Path) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise ArchiveError(f"the manifest of archive {folder} is too large")
     try:
-        head = msgspec.json.decode(data)
-        known = isinstance(head, dict) and head.get("format") == FORMAT
-        if known and head.get("version") != VERSION:
+        head = msgspec.json.decode(data, type=_Head)
+        if head.format != FORMAT:
+            raise ArchiveError(f"{folder} is not an archive of this package")
+        if head.version != VERSION:
             raise ArchiveError(
-                f"archive {folder} has the format version {head.get('version')!r}, not {VERSION}",
+                f"archive {folder} has the format version {head.version}, not {VERSION}",
                 hint="read it with the version of this package that wrote it",
             )
-        manifest = msgspec.json.decode(data, type=Manifest) if known else None
+        manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ArchiveError(f"the manifest of archive {folder} is damaged: {error}") from None
-    if manifest is None:
-        raise ArchiveError(f"{folder} is not an archive of this package")
     if manifest_checksum(manifest) != manifest.checksum:
         raise ArchiveError(f"the manifest of archive {folder} is damaged: its checksum does not match")
     _check_parts(folder, manifest)
@@ -194,6 +206,8 @@ def _check_parts(folder: Path, manifest: Manifest) -> None:
     listed = [part.file for part in manifest.parts]
     if listed != [part_name(number) for number in range(1, len(listed) + 1)]:
         raise ArchiveError(f"the manifest of archive {folder} lists parts that are not numbered from 1")
+    if any(part.raw_bytes > MAX_PART_BYTES for part in manifest.parts):
+        raise ArchiveError(f"the manifest of archive {folder} lists a part that is larger than parts are")
     present = {name for name in os.listdir(folder) if is_part_name(name)}  # noqa: PTH208 - names are enough
     if missing := sorted(set(listed) - present):
         raise ArchiveError(f"archive {folder} lacks {missing[0]}")
@@ -208,7 +222,8 @@ def open_regular(folder: Path, name: str) -> Iterator[BinaryIO]:
         fd = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise ArchiveError(f"cannot read {name} of archive {folder}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ArchiveError(f"{name} of archive {folder} is not a regular file")
     with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor, not a path
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ArchiveError(f"{name} of archive {folder} is not a regular file")
         yield file

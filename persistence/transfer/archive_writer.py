@@ -88,8 +88,11 @@ class ArchiveWriter:
             parts=self._parts,
         )
         temporary = self._folder / f"{fmt.MANIFEST}.tmp"
+        data = fmt.manifest_bytes(manifest)
+        if len(data) > fmt.MAX_MANIFEST_BYTES:
+            raise ArchiveError(f"{len(self._parts)} parts are more than an archive can have")
         with temporary.open("xb") as file:
-            file.write(fmt.manifest_bytes(manifest))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(self._folder / fmt.MANIFEST)
@@ -132,7 +135,10 @@ class _PartWriter:
 
     def frame(self, frame: fmt.Frame) -> None:
         data = fmt.encoder.encode(frame)
-        if len(data) > fmt.MAX_RECORD_BYTES:
+        if len(data) > fmt.MAX_RECORD_BYTES or (
+            isinstance(frame, fmt.CheckpointFrame)
+            and max(len(frame.body), len(frame.metadata)) > fmt.MAX_JSON_BYTES
+        ):
             raise ArchiveError(f"a record of {len(data)} bytes is larger than an archive can hold")
         self._pending += (bytes([fmt.FRAME_MARK]), len(data).to_bytes(4), data)
         self._pending_bytes += len(data) + 5

@@ -21,6 +21,7 @@ from persistence import metrics
 from persistence.errors import ConflictError, SchemaError
 from persistence.transfer.conflicts import decide, merged
 from persistence.transfer.copying import Limits, Task, Writer, of_segments, segments
+from persistence.transfer.difference import Difference, Verdict
 from persistence.transfer.digest import Digester, Fingerprint, ThreadDigest, describe, digests
 from persistence.transfer.ledger import Action, Ledger, Run
 from persistence.transfer.options import Options
@@ -37,7 +38,7 @@ from persistence.transfer.report import Phase, Progress, Totals
 from persistence.transfer.selection import without
 from persistence.transfer.spool import Spool
 from persistence.transfer.survey import Finding, Sizes, Survey
-from persistence.transfer.verify import Difference, Verdict, compare
+from persistence.transfer.verify import compare
 from persistence.transfer.workers import Job, move, sensible, shared, shared_sink
 
 logger = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from persistence.transfer.ledger import Ledger, LedgerEntry
 
 if TYPE_CHECKING:
     from persistence.transfer.keys import Key
+    from persistence.transfer.semantic import Official
 
 
 class ValueRef(NamedTuple):
@@ -128,8 +129,21 @@ class Source(Protocol):
     def drift(self) -> list[str]:
         """How its tables differ from what the installed savers make, a line for each."""
 
+    @property
+    def identity(self) -> str:
+        """Which database or archive this is, beyond the name it is reached by."""
+
     def threads(self) -> Iterator[str]:
         """The ids of all threads, sorted."""
+
+    def marks(self, after: str | None, upto: str) -> list[int]:
+        """Numbers about the rows of the threads after one and up to another, which change with the rows.
+
+        They are quickly had, and add up: those of two ranges together are those of both.
+        """
+
+    def official(self) -> Official | None:
+        """LangGraph's own saver on this snapshot; ``None`` where it has none."""
 
     def count(self, threads: Sequence[str] | None = None) -> int:
         """How many checkpoints there are, or those threads have, for the progress bar."""

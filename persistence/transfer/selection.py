@@ -8,13 +8,16 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persistence.errors import SourceError
 from persistence.metadata import clean_filter, comparable, matches
 from persistence.transfer.canonical import decode_json
 from persistence.transfer.records import Checkpoint, Record, Reject, Source
 from persistence.transfer.workers import Open, shared
+
+if TYPE_CHECKING:
+    from persistence.transfer.semantic import Official
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,19 @@ class Selected:
     def drift(self) -> list[str]:
         """See :class:`persistence.transfer.records.Source`."""
         return self._source.drift()
+
+    @property
+    def identity(self) -> str:
+        """See :class:`persistence.transfer.records.Source`."""
+        return self._source.identity
+
+    def marks(self, after: str | None, upto: str) -> list[int]:
+        """See :class:`persistence.transfer.records.Source`; of all its threads."""
+        return self._source.marks(after, upto)
+
+    def official(self) -> Official | None:
+        """See :class:`persistence.transfer.records.Source`."""
+        return self._source.official()
 
     def threads(self) -> Iterator[str]:
         """See :class:`persistence.transfer.records.Source`."""

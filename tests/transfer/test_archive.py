@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -109,8 +110,6 @@ def rewrite_manifest(archive: Path, change: Callable[[fmt.Manifest], None]) -> N
 
 def rewrite_part(archive: Path, number: int, data: bytes, **claims: Any) -> None:
     """A part that someone made, with a manifest that vouches for it."""
-    import hashlib
-
     name = fmt.part_name(number)
     packed = zstandard.ZstdCompressor().compress(data)
     (archive / name).write_bytes(packed)
@@ -123,6 +122,9 @@ def rewrite_part(archive: Path, number: int, data: bytes, **claims: Any) -> None
             setattr(part, name, value)
 
     rewrite_manifest(archive, vouch)
+
+
+OF_X = {"first_thread": "x", "last_thread": "x"}
 
 
 def frame(*items: Any) -> bytes:
@@ -195,8 +197,6 @@ def named_pipe(archive: Path) -> None:
 
 
 def part_not_compressed(archive: Path) -> None:
-    import hashlib
-
     data = b"not zstd at all"
     parts(archive)[0].write_bytes(data)
 
@@ -211,6 +211,10 @@ def claimed_length(archive: Path) -> None:
 
 
 def claimed_length_with_a_claimed_part(archive: Path) -> None:
+    rewrite_part(archive, 1, b"\xc6\x3f\xff\xff\xff" + b"x", raw_bytes=(1 << 30) + 4)
+
+
+def part_beyond_any_size(archive: Path) -> None:
     rewrite_part(archive, 1, b"\xc6\x3f\xff\xff\xff" + b"x", raw_bytes=1 << 40)
 
 
@@ -235,17 +239,19 @@ def value_that_is_missing(archive: Path) -> None:
     ref = ["c", "1", "msgpack", bytes(32), None, 5, False]
     body = b'{"channel_versions":{"c":"1"},"v":4}'
     data = frame("t", "x", False) + frame("c", "", "id", None, body, b"{}", [ref])
-    rewrite_part(archive, 1, data, records=2)
+    rewrite_part(archive, 1, data, records=2, **OF_X)
 
 
 def body_with_values(archive: Path) -> None:
     body = b'{"channel_values":{"c":1},"v":4}'
-    rewrite_part(archive, 1, frame("t", "x", False) + frame("c", "", "id", None, body, b"{}", []), records=2)
+    rewrite_part(
+        archive, 1, frame("t", "x", False) + frame("c", "", "id", None, body, b"{}", []), records=2, **OF_X
+    )
 
 
 def body_not_json(archive: Path) -> None:
     data = frame("t", "x", False) + frame("c", "", "id", None, b'{"v":4}, {"', b"{}", [])
-    rewrite_part(archive, 1, data, records=2)
+    rewrite_part(archive, 1, data, records=2, **OF_X)
 
 
 def wrong_digest(archive: Path) -> None:
@@ -254,11 +260,45 @@ def wrong_digest(archive: Path) -> None:
         + frame("w", "", "c", "t", 0, "", "a", "null", b"")
         + frame("e", bytes(32), 0, 1)
     )
-    rewrite_part(archive, 1, data, records=3)
+    rewrite_part(archive, 1, data, records=3, **OF_X)
 
 
 def threads_out_of_order(archive: Path) -> None:
-    rewrite_part(archive, 2, frame("t", "", False), records=1)
+    rewrite_part(archive, 2, frame("t", "", False), records=1, first_thread="")
+
+
+def thread_that_is_hidden(archive: Path) -> None:
+    """Who looks for a thread by the manifest would pass over the part that has it."""
+    rewrite_manifest(archive, lambda manifest: setattr(manifest.parts[0], "last_thread", "a"))
+
+
+def same_write_twice(archive: Path) -> None:
+    write = frame("w", "", "c", "t", 0, "", "a", "null", b"")
+    rewrite_part(archive, 1, frame("t", "x", False) + write + write, records=3, **OF_X)
+
+
+def snapshot_that_is_none(archive: Path) -> None:
+    data = b"\x91\x01"
+    ref = ["c", "1", "msgpack", hashlib.sha256(data).digest(), None, len(data), True]
+    body = b'{"channel_versions":{"c":"1"},"v":4}'
+    rewrite_part(
+        archive,
+        1,
+        frame("t", "x", False)
+        + frame("v", "", "c", "1", "msgpack", data)
+        + frame("c", "", "id", None, body, b"{}", [ref]),
+        records=3,
+        **OF_X,
+    )
+
+
+def folder_for_a_part(archive: Path) -> None:
+    parts(archive)[0].unlink()
+    (archive / "part-000001.msgpack.zst").mkdir()
+
+
+def manifest_of_another_shape(archive: Path) -> None:
+    (archive / "manifest.json").write_text('[{"format": 1}]')
 
 
 def wrong_fingerprint(archive: Path) -> None:
@@ -286,6 +326,7 @@ CASES = {
     part_not_compressed: "cannot be decompressed",
     claimed_length: "more than its manifest says",
     claimed_length_with_a_claimed_part: "ends within a record",
+    part_beyond_any_size: "larger than parts are",
     bomb: "more than its manifest says",
     unknown_kind: "no valid record",
     wrong_fields: "no valid record",
@@ -295,6 +336,11 @@ CASES = {
     body_not_json: "checkpoint 'id'",
     wrong_digest: "digest it should have",
     threads_out_of_order: "does not end|out of order",
+    thread_that_is_hidden: "ends with thread",
+    same_write_twice: "there twice, or out of order",
+    snapshot_that_is_none: "not of the kind it should be",
+    folder_for_a_part: "not a regular file",
+    manifest_of_another_shape: "is damaged",
     wrong_fingerprint: "what its manifest says",
     wrong_totals: "what its manifest says",
 }

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from psycopg import Connection, Cursor
 
     from persistence.contract import Provider
+    from persistence.transfer.semantic import Official
     from persistence.transfer.workers import Open
 
 _FETCH = 500
@@ -147,6 +148,36 @@ class PostgresSource:
         except SchemaError as error:
             return [error.message]
         return [str(found) for found in differences if not found.table.startswith("persistence_")]
+
+    @property
+    def identity(self) -> str:
+        """See :class:`persistence.transfer.records.Source`."""
+        with self._errors():
+            schema = self._provider.settings.db_schema
+            if schema is None:
+                schema = self._cursor().execute("SELECT current_schema()").fetchall()[0][0]
+        return f"{self.database}/{schema}"
+
+    def marks(self, after: str | None, upto: str) -> list[int]:
+        """See :class:`persistence.transfer.records.Source`. A row that is changed has another ``xmin``."""
+        # No id here has the character NUL, so what stands before it has the same place in the order.
+        between = {"upto": upto.split("\0")[0], "after": after if after is None else after.split("\0")[0]}
+        found: list[int] = []
+        with self._errors():
+            for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):
+                statement = (
+                    f"SELECT count(*), coalesce(sum(xmin::text::bigint), 0)::bigint FROM {table}"
+                    ' WHERE thread_id COLLATE "C" <= %(upto)s'
+                    ' AND (%(after)s::text IS NULL OR thread_id COLLATE "C" > %(after)s::text)'
+                )
+                found += self._cursor().execute(statement.encode(), between).fetchall()[0]
+        return found
+
+    def official(self) -> Official:
+        """See :class:`persistence.transfer.records.Source`."""
+        from persistence.backends.postgres.transfer_official import PostgresOfficial
+
+        return PostgresOfficial(self._conn, self._provider.settings, self._errors)
 
     def threads(self) -> Iterator[str]:
         """See :class:`persistence.transfer.records.Source`."""

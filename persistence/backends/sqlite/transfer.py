@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from persistence.contract import Provider
+    from persistence.transfer.semantic import Official
     from persistence.transfer.workers import Open
 
 _NEEDED = {
@@ -75,6 +76,7 @@ class SqliteSource:
         self._provider = provider
         self._path = provider.dsn.path
         self._expected = seen
+        self._settings = provider.settings
 
     def __enter__(self) -> SqliteSource:
         if self._path is None:
@@ -156,6 +158,29 @@ class SqliteSource:
             f"{self.label} was written to while it was read",
             hint="stop the application, or keep it connected, and run the command again",
         )
+
+    @property
+    def identity(self) -> str:
+        """See :class:`persistence.transfer.records.Source`."""
+        return f"sqlite:{Path(self._path or '').stat().st_ino}"
+
+    def marks(self, after: str | None, upto: str) -> list[int]:
+        """See :class:`persistence.transfer.records.Source`. A row that is replaced gets another rowid."""
+        found: list[int] = []
+        with self._reading():
+            for table in _NEEDED:
+                found += self._conn.execute(
+                    f"SELECT count(*), coalesce(sum(rowid), 0) FROM {table}"
+                    " WHERE thread_id <= ?1 AND (?2 IS NULL OR thread_id > ?2)",
+                    (upto, after),
+                ).fetchone()
+        return found
+
+    def official(self) -> Official:
+        """See :class:`persistence.transfer.records.Source`."""
+        from persistence.backends.sqlite.transfer_official import SqliteOfficial
+
+        return SqliteOfficial(self._conn, self._settings, self.label, task_path=self._has_task_path)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:

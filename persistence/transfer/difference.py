@@ -1,0 +1,110 @@
+"""What a comparison finds: single differences, and the verdict on two sides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Literal
+
+from persistence.errors import VerificationError
+
+Depth = Literal["checksums", "digests", "semantic"]
+
+SHOWN_THREADS = 20
+_SHOWN_PER_THREAD = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One place where two sides differ."""
+
+    thread_id: str
+    detail: str
+    checkpoint_ns: str | None = None
+    checkpoint_id: str | None = None
+    channel: str | None = None
+
+    def __str__(self) -> str:
+        where = f"thread {self.thread_id!r}"
+        if self.checkpoint_ns:
+            where += f", namespace {self.checkpoint_ns!r}"
+        if self.checkpoint_id is not None:
+            where += f", checkpoint {self.checkpoint_id!r}"
+        if self.channel is not None:
+            where += f", channel {self.channel!r}"
+        return f"{where}: {self.detail}"
+
+
+@dataclass(slots=True)
+class Verdict:
+    """Whether two sides hold the same.
+
+    Attributes:
+        left: The one side; holds no secret.
+        right: The other side.
+        depth: What was compared: digests of the rows, or the tuples of the official savers.
+        threads: How many threads were compared.
+        total_threads: How many threads the two sides have together; ``None`` where only given ones were read.
+        sampled: Only a sample was compared: whatever was found, nothing is said about the other threads.
+        sample: The size of the sample, as it was asked for.
+        seed: What chooses the same sample again.
+        checkpoints: How many checkpoints the left side has in them.
+        writes: How many pending writes the left side has in them.
+        differing_threads: How many threads differ, or are on one side only.
+        differences: What differs, for the first of these threads.
+    """
+
+    left: str
+    right: str
+    depth: Depth = "digests"
+    threads: int = 0
+    total_threads: int | None = None
+    sampled: bool = False
+    sample: str | None = None
+    seed: int | None = None
+    checkpoints: int = 0
+    writes: int = 0
+    differing_threads: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        """Nothing differs in what was compared; see ``sampled``."""
+        return self.differing_threads == 0
+
+    def note(self, found: Iterable[Difference]) -> None:
+        """Count a thread that differs; the first of its differences are kept, for the first such threads."""
+        self.differing_threads += 1
+        if self.differing_threads <= SHOWN_THREADS:
+            self.differences += islice(found, _SHOWN_PER_THREAD)
+
+    def summary(self) -> str:
+        """The outcome in words."""
+        equal = "equal" if self.equal else f"the two sides differ in {self.differing_threads} threads"
+        compared = sample_words(self.threads, self.total_threads, self.sample, self.seed)
+        return f"{equal}{compared}" if self.sampled else equal
+
+    def require(self) -> None:
+        """Raise where the sides differ.
+
+        Raises:
+            VerificationError: It names the first differences.
+        """
+        if self.equal:
+            return
+        shown = "; ".join(map(str, self.differences[:3]))
+        raise VerificationError(
+            f"{self.left} and {self.right} differ in {self.differing_threads} of {self.threads}"
+            f" threads: {shown}"
+        )
+
+    def to_json(self) -> str:
+        """The verdict as one JSON object."""
+        return json.dumps(asdict(self) | {"equal": self.equal}, sort_keys=True)
+
+
+def sample_words(threads: int, total: int | None, size: str | None, seed: int | None) -> str:
+    """That it was a sample, and how to draw it again."""
+    return f" in a sample of {threads:,} of {total or 0:,} threads (--sample {size} --seed {seed})"
