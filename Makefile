@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench fuzz matrix docs generate lock audit clean
+.PHONY: help install demo test lint format bench fuzz kills matrix docs generate lock audit clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -55,6 +55,9 @@ audit: $(STAMP)  ## known vulnerabilities of the image's packages, and of this e
 
 fuzz: $(STAMP)  ## six savers against the reference model, long: make fuzz FUZZ_EXAMPLES=1000
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),3000) $(BIN)/python -m pytest tests/contract/test_differential.py -q -s --timeout 0
+
+kills: $(STAMP)  ## transfers killed at every commit boundary and at random instants, hundreds of times
+	KILLS=full $(BIN)/python -m pytest tests/transfer/kills -q -s --timeout 0
 
 matrix: $(STAMP)  ## the contract suite on every Postgres that can be had
 	$(BIN)/python tools/matrix.py

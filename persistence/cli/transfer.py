@@ -189,7 +189,7 @@ def verify(
             raise typer.BadParameter("a database needs a second side to be compared with", param_hint="RIGHT")
         if not select.everything:
             raise typer.BadParameter(
-                "an archive by itself is checked in whole or by --sample; to select threads, name a second side"
+                "an archive by itself is checked in whole or by --sample; to select threads, name two sides"
             )
         with running("verify", report, source=first) as run:
             done = transfer.verify_archive(first, progress=run.show, check=check)

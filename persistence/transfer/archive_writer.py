@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from datetime import UTC, datetime
@@ -32,7 +33,15 @@ class ArchiveWriter:
         self._thread: str | None = None
 
     def __enter__(self) -> ArchiveWriter:
-        self._created = _prepare(self._folder)
+        require_room(self._folder)
+        self._created = _make(self._folder)
+        self._lock = _lock(self._folder)
+        try:
+            require_room(self._folder)  # once more: another export may just have ended
+            _clear(self._folder)
+        except BaseException:
+            os.close(self._lock)
+            raise
         return self
 
     def __exit__(
@@ -44,6 +53,7 @@ class ArchiveWriter:
             _clear(self._folder)
             if self._created:
                 self._folder.rmdir()
+        os.close(self._lock)
 
     def add(self, record: Record) -> None:
         """Append a record; records come in the order of ``persistence.transfer.records``."""
@@ -135,10 +145,8 @@ class _PartWriter:
 
     def frame(self, frame: fmt.Frame) -> None:
         data = fmt.encoder.encode(frame)
-        if len(data) > fmt.MAX_RECORD_BYTES or (
-            isinstance(frame, fmt.CheckpointFrame)
-            and max(len(frame.body), len(frame.metadata)) > fmt.MAX_JSON_BYTES
-        ):
+        json = max(len(frame.body), len(frame.metadata)) if isinstance(frame, fmt.CheckpointFrame) else 0
+        if len(data) > fmt.MAX_RECORD_BYTES or json > fmt.MAX_JSON_BYTES:
             raise ArchiveError(f"a record of {len(data)} bytes is larger than an archive can hold")
         self._pending += (bytes([fmt.FRAME_MARK]), len(data).to_bytes(4), data)
         self._pending_bytes += len(data) + 5
@@ -195,17 +203,35 @@ def require_room(folder: Path) -> None:
         raise ArchiveError(f"cannot make archive {folder}: {error.strerror}") from None
 
 
-def _prepare(folder: Path) -> bool:
-    """Make the folder, or take over what an export that did not end left; whether it was made."""
-    require_room(folder)
+def _make(folder: Path) -> bool:
+    """Make the folder, if it is not there; whether it was made."""
     try:
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            return True
-        _clear(folder)
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
     except OSError as error:
         raise ArchiveError(f"cannot make archive {folder}: {error.strerror}") from None
-    return False
+    return True
+
+
+def _lock(folder: Path) -> int:
+    """Keep other exports out of the folder. The kernel gives the lock up with the process that holds it.
+
+    Raises:
+        ArchiveError: One is under way.
+    """
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ArchiveError(f"cannot make archive {folder}: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise ArchiveError(
+            f"another export into archive {folder} is under way", hint="wait until it has ended"
+        ) from None
+    return fd
 
 
 def _clear(folder: Path) -> None:

@@ -410,3 +410,16 @@ def test_a_thread_may_span_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         conn.execute("UPDATE checkpoints SET parent_checkpoint_id = 'x' WHERE thread_id = 'two'")
     verdict = transfer.verify(tmp_path / "archive", postgres_dsn)
     assert [difference.thread_id for difference in verdict.differences] == ["two"]
+
+
+def test_two_exports_into_one_folder(filled: Path, tmp_path: Path) -> None:
+    """Each would delete the other's parts."""
+    from persistence.transfer.archive_writer import ArchiveWriter
+
+    folder = tmp_path / "archive"
+    with pytest.raises(ZeroDivisionError), ArchiveWriter(folder):
+        with pytest.raises(ArchiveError, match=r"another export into archive .* is under way"):
+            transfer.export(filled, folder)
+        1 / 0  # noqa: B018 - the first one fails
+    assert not folder.exists()
+    transfer.export(filled, folder)

@@ -18,9 +18,10 @@ import pytest
 from persistence import transfer
 from persistence.errors import ArchiveError, ConfigurationError, SourceError
 from persistence.transfer import archive_format as fmt
-from persistence.transfer import comparison, verify
+from persistence.transfer import comparison
 from persistence.transfer.digest import ThreadDigest
 from persistence.transfer.sampling import Sample
+from persistence.transfer.verify import compare
 from tests.support import COMMAND
 from tests.transfer import make
 
@@ -219,7 +220,7 @@ def test_a_killed_comparison_goes_on(
     killed(many, other, file, rounds=8)
     assert json.loads(file.read_text())["after"] == "thread 079"
     read: list[str] = []
-    original = verify.compare
+    original = compare
 
     def traced(left: Any, right: Any, lefts: Iterable[ThreadDigest], *rest: Any) -> None:
         digests = list(lefts)

@@ -1,0 +1,119 @@
+"""What is killed: each scenario, run again after a kill, must give what one clean run gives.
+
+To add one: ``Scenario("name", run=..., rows=...)`` in :data:`SCENARIOS`. ``run`` is called in a child process
+with tiny batches and parts, and killed there; ``prepare``, if there is something to prepare, is not.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from persistence import transfer
+
+Rows = dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one scenario runs: everything in it is its own, but for the sources."""
+
+    folder: Path
+    schema: str
+    server: str
+    """DSN of the test's database."""
+    source: Path
+    """A SQLite file with threads, for all."""
+
+    @classmethod
+    def of(cls, texts: Mapping[str, str]) -> Place:
+        """From the texts of its fields."""
+        return cls(Path(texts["folder"]), texts["schema"], texts["server"], Path(texts["source"]))
+
+    @property
+    def postgres(self) -> str:
+        """An empty schema."""
+        return f"{self.server}&schema={self.schema}"
+
+    @property
+    def source_postgres(self) -> str:
+        """The same threads as in ``source``, for all."""
+        return f"{self.server}&schema=source"
+
+    @property
+    def file(self) -> Path:
+        """A SQLite file that is not there yet."""
+        return self.folder / "target.db"
+
+    @property
+    def sqlite(self) -> str:
+        return f"sqlite:///{self.file}"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Something that is killed and run again."""
+
+    name: str
+    run: Callable[[Place], object]
+    rows: Callable[[Place], Rows]
+    prepare: Callable[[Place], object] = lambda place: None
+
+
+def postgres_rows(place: Place) -> Rows:
+    """Every row of every table of the place's schema."""
+    found: Rows = {}
+    with psycopg.connect(place.server) as conn:
+        tables = conn.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = %s ORDER BY 1", [place.schema]
+        )
+        for (table,) in tables.fetchall():
+            cursor = conn.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(place.schema, table)))
+            names = [column.name for column in cursor.description or ()]
+            found[table] = _rows(place, table, names, cursor.fetchall())
+    return found
+
+
+def sqlite_rows(place: Place) -> Rows:
+    """Every row of every table of the place's file."""
+    found: Rows = {}
+    with closing(sqlite3.connect(place.file)) as conn:
+        tables = conn.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1").fetchall()
+        for (table,) in tables:
+            cursor = conn.execute(f"SELECT * FROM {table}")
+            names = [column[0] for column in cursor.description]
+            found[table] = _rows(place, table, names, cursor.fetchall())
+    return found
+
+
+def _rows(place: Place, table: str, names: list[str], rows: list[tuple[object, ...]]) -> list[str]:
+    """Rows as text, sorted; of our own tables without what differs from run to run."""
+    own = table.startswith("persistence_")
+    kept = [
+        number
+        for number, name in enumerate(names)
+        if not (own and (name in {"run_id", "target_identity"} or name.endswith("_at")))
+    ]
+    texts = (repr([row[number] for number in kept]) for row in rows)
+    return sorted(text.replace(str(place.folder), "FOLDER").replace(place.schema, "SCHEMA") for text in texts)
+
+
+def _through_an_archive(place: Place) -> None:
+    transfer.migrate(place.source, place.postgres, archive=place.folder / "archive")
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario("sqlite-postgres", lambda p: transfer.migrate(p.source, p.postgres), postgres_rows),
+        Scenario("postgres-sqlite", lambda p: transfer.migrate(p.source_postgres, p.sqlite), sqlite_rows),
+        Scenario("sqlite-sqlite", lambda p: transfer.migrate(p.source, p.sqlite), sqlite_rows),
+        Scenario("sqlite-archive-postgres", _through_an_archive, postgres_rows),
+    )
+}
