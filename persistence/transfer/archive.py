@@ -92,13 +92,15 @@ class ArchiveSource:
         Raises:
             ArchiveError: The archive is damaged.
         """
-        parts = self.manifest.parts
+        numbers: Sequence[int] = range(len(self.manifest.parts))
         if threads is not None:
-            ordered = sorted(threads)
-            parts = [part for part in parts if _has_between(ordered, part.first_thread, part.last_thread)]
+            ordered, parts = sorted(threads), self.manifest.parts
+            numbers = [
+                n for n in numbers if _has_between(ordered, parts[n].first_thread, parts[n].last_thread)
+            ]
         reader = Reader(self.label, None if threads is None else set(threads))
-        for part in parts:
-            for record in reader.records(part, self._frames(part)):
+        for number in numbers:
+            for record in self._read(reader, number):
                 if data:
                     yield record
                 elif isinstance(record, Write):
@@ -114,12 +116,18 @@ class ArchiveSource:
             ArchiveError: The archive is damaged.
         """
         reader = Reader(self.label, None, whole=False)
-        for part in self.manifest.parts[number:]:
-            yield from reader.records(part, self._frames(part))
+        for each in range(number, len(self.manifest.parts)):
+            yield from self._read(reader, each)
             if not reader.within_thread:
                 break
-            reader.wanted = {part.last_thread}
+            reader.wanted = {self.manifest.parts[each].last_thread}
         reader.end(self.manifest)
+
+    def _read(self, reader: Reader, number: int) -> Iterator[Record]:
+        """The records of one part."""
+        part = self.manifest.parts[number]
+        before = self.manifest.parts[number - 1] if number else None
+        return reader.records(part, self._frames(part), before)
 
     def check_part(self, part: fmt.Part) -> None:
         """Compare a part's size and checksum with the manifest; nothing is decompressed.

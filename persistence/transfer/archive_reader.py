@@ -48,15 +48,20 @@ class Reader:
         """A thread that is wanted has begun and not ended."""
         return self._thread is not None and not self._skip
 
-    def records(self, part: fmt.Part, frames: Iterator[fmt.Frame]) -> Iterator[Value | Checkpoint | Write]:
-        """The records of one part."""
+    def records(
+        self, part: fmt.Part, frames: Iterator[fmt.Frame], before: fmt.Part | None
+    ) -> Iterator[Value | Checkpoint | Write]:
+        """The records of one part; ``before`` is the part before it, read or not."""
         first, begun = True, ""
         for frame in frames:
             match frame:
                 case fmt.ThreadFrame():
-                    self._begin(frame, part, first=first)
                     if first and frame.thread_id != part.first_thread:
                         raise self._damaged(part, f"it begins with thread {frame.thread_id!r}")
+                    begun_before = before is not None and before.last_thread == frame.thread_id
+                    if frame.continued and not (first and begun_before):
+                        raise self._damaged(part, f"thread {frame.thread_id!r} continues nothing")
+                    self._begin(frame, part, first=first)
                     begun = frame.thread_id
                 case fmt.EndFrame():
                     self._end(frame, part)
@@ -89,7 +94,7 @@ class Reader:
             if first and thread == self._thread:
                 return
             # A part that is not read holds the beginning, so this thread is not one that is wanted.
-            if not first or self._whole or self.within_thread:
+            if self._whole or self.within_thread:
                 raise self._damaged(part, f"thread {thread!r} continues nothing")
             self._thread, self._skip = thread, True
             return
