@@ -39,7 +39,10 @@ class ArchiveWriter:
         try:
             require_room(self._folder)  # once more: another export may just have ended
             _clear(self._folder)
-        except BaseException:
+        except OSError as error:
+            os.close(self._lock)
+            raise ArchiveError(f"cannot make archive {self._folder}: {error.strerror}") from None
+        except ArchiveError:
             os.close(self._lock)
             raise
         return self
