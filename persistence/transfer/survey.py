@@ -131,7 +131,8 @@ class Survey:
                 self._checkpoint(record)
             case Value():
                 self._bytes += len(record.data)
-                self._type(record.type, record)
+                if record.type not in _PLAIN_TYPES:
+                    self._type(record.type, record)
             case Write():
                 self._write(record)
             case Reject():
@@ -224,14 +225,17 @@ class Survey:
     def _write(self, record: Write) -> None:
         self._writes += 1
         self._bytes += len(record.data or b"")
-        self._type(record.type, record)
+        if record.type not in _PLAIN_TYPES:
+            self._type(record.type, record)
         if hash((record.checkpoint_ns, record.checkpoint_id)) not in self._parents:
             self._note("orphaned-write", describe(record))
 
     def _type(self, type_: str, record: Record) -> None:
-        if type_ in _PLAIN_TYPES:
-            return
-        kind = type_kind(type_)
+        kind = "unknown-type"
+        if "+" in type_:
+            kind = "encrypted"
+        elif type_ in _OLD_TYPES:
+            kind = "old-row"
         self._note(kind, f"{describe(record)}, type {type_!r}")
 
     def _note(self, kind: str, example: str) -> None:
@@ -240,13 +244,6 @@ class Survey:
             what, advice = _NOTES[kind]
             finding = self._found[kind] = Finding(kind, "note", what, advice)
         finding.add(example)
-
-
-def type_kind(type_: str) -> str:
-    """What sort of row has a serializer type that is not plain."""
-    if "+" in type_:
-        return "encrypted"
-    return "old-row" if type_ in _OLD_TYPES else "unknown-type"
 
 
 def _leads_into_new_cycle(start: int, parents: Mapping[int, int | None], seen: set[int]) -> bool:
