@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 import typer
 
+from persistence.options import MAX_WORKERS
+
 if TYPE_CHECKING:
     from persistence.transfer import Selection
 
@@ -56,6 +58,16 @@ MaxMbps = Annotated[
         metavar="MBPS",
         min=0.001,
         help="Write at most so many megabytes in a second, for a busy TARGET.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        max=MAX_WORKERS,
+        help="Processes that write into Postgres at once; not given, the settings decide.",
     ),
 ]
 

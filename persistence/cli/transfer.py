@@ -17,6 +17,7 @@ from persistence.cli.choices import (
     OnConflict,
     Threads,
     Where,
+    Workers,
     selection,
 )
 from persistence.cli.console import OK, emit, printable, rows
@@ -53,6 +54,7 @@ def migrate(
     older_than: OlderThan = None,
     on_conflict: OnConflict = "error",
     max_mbps: MaxMbps = None,
+    workers: Workers = None,
     no_verify: NoVerify = False,
     dry_run: DryRun = False,
     against_target: AgainstTarget = False,
@@ -67,7 +69,7 @@ def migrate(
 
     left, right = read_dsn(source), read_dsn(target)
     select = selection(thread, match, where, newer_than, older_than)
-    options = transfer.Options(select=select, on_conflict=on_conflict, max_mbps=max_mbps)
+    options = transfer.Options(select=select, on_conflict=on_conflict, max_mbps=max_mbps, workers=workers)
     check_flags(dry_run=dry_run, against_target=against_target)
     if dry_run:
         return planned(
@@ -116,6 +118,7 @@ def import_(
     older_than: OlderThan = None,
     on_conflict: OnConflict = "error",
     max_mbps: MaxMbps = None,
+    workers: Workers = None,
     no_verify: NoVerify = False,
     dry_run: DryRun = False,
     against_target: AgainstTarget = False,
@@ -127,7 +130,7 @@ def import_(
 
     right = read_dsn(target)
     select = selection(thread, match, where, newer_than, older_than)
-    options = transfer.Options(select=select, on_conflict=on_conflict, max_mbps=max_mbps)
+    options = transfer.Options(select=select, on_conflict=on_conflict, max_mbps=max_mbps, workers=workers)
     check_flags(dry_run=dry_run, against_target=against_target)
     if dry_run:
         return planned("import", archive, right, options, report, against_target=against_target)

@@ -147,6 +147,7 @@ def test_a_killed_worker(source: Path, postgres_dsn: str) -> None:
 def test_a_killed_parent_leaves_no_worker(source: Path, postgres_dsn: str) -> None:
     """Between any commits; what two workers began, three and then one go on with."""
     transfer.migrate(source, f"{postgres_dsn}&schema=clean")
+    schema.setup(provider_for(f"{postgres_dsn}&schema=killed"))
     committed = 0
     for count in (2, 3):
         process = run(source, f"{postgres_dsn}&schema=killed", count)

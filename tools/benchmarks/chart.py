@@ -6,10 +6,17 @@ from html import escape
 
 from tools.benchmarks.contenders import BARE, NO_LOCK, OFFICIAL, OURS
 from tools.benchmarks.report import COMPARED, number
-from tools.benchmarks.transfers import PGLOADER
+from tools.benchmarks.transfers import PGLOADER, TWO
 from tools.benchmarks.works import Outcome
 
-COLOURS = {OURS: "#2b7a4b", OFFICIAL: "#b4552d", NO_LOCK: "#d9a441", BARE: "#8a8f98", PGLOADER: "#5b6fb5"}
+COLOURS = {
+    OURS: "#2b7a4b",
+    OFFICIAL: "#b4552d",
+    NO_LOCK: "#d9a441",
+    BARE: "#8a8f98",
+    PGLOADER: "#5b6fb5",
+    TWO: "#7fb069",
+}
 NAMES, BARS, BAR = 170, 520, 16
 
 

@@ -36,7 +36,7 @@ from tools.benchmarks.contenders import BARE, OFFICIAL, OFFICIAL_KWARGS, OURS
 from tools.benchmarks.measure import Sample
 from tools.benchmarks.server import ROOT, Server
 
-PGLOADER = "pgloader"
+TWO, PGLOADER = "ours, 2 workers", "pgloader"
 _COLUMNS = {
     "checkpoint_blobs": "thread_id, checkpoint_ns, channel, version, type, blob",
     "checkpoint_writes": (
@@ -59,7 +59,7 @@ class Route:
 
 def contenders() -> list[str]:
     """Who can take part here."""
-    return [OURS, OFFICIAL, BARE, *([PGLOADER] if shutil.which("pgloader") else [])]
+    return [OURS, OFFICIAL, BARE, TWO, *([PGLOADER] if shutil.which("pgloader") else [])]
 
 
 class Depot:
@@ -118,20 +118,19 @@ def _finished_rows(source: Path, near: str, folder: Path) -> dict[str, Path]:
     return files
 
 
-def _ours(route: Route) -> Sample:
-    with _timed() as whole:
-        report = transfer.migrate(route.source, route.target, verify=False)
-    with _timed() as verify:
-        verdict = transfer.verify(route.source, route.target)
-    verdict.require()
-    return Sample(
-        {
-            "whole s": whole[0],
-            "read s": report.phases["read"],
-            "write s": report.phases["write"],
-            "verify s": verify[0],
-        }
-    )
+def _ours(workers: int) -> Callable[[Route], Sample]:
+    options = transfer.Options(workers=workers)
+
+    def move(route: Route) -> Sample:
+        with _timed() as whole:
+            report = transfer.migrate(route.source, route.target, options=options, verify=False)
+        with _timed() as verify:
+            verdict = transfer.verify(route.source, route.target)
+        verdict.require()
+        phases = {"read s": report.phases["read"], "write s": report.phases["write"]}
+        return Sample({"whole s": whole[0], **phases, "verify s": verify[0]})
+
+    return move
 
 
 def _official(route: Route) -> Sample:
@@ -241,7 +240,8 @@ def _timed() -> Iterator[list[float]]:
 
 
 _RUN: dict[str, Callable[[Route], Sample]] = {
-    OURS: _ours,
+    OURS: _ours(1),
+    TWO: _ours(2),
     OFFICIAL: _official,
     BARE: _bare,
     PGLOADER: _pgloader,
