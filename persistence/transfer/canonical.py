@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -156,6 +157,47 @@ def body_fields(fields: Mapping[str, msgspec.Raw]) -> tuple[dict[str, Any], byte
     return body, msgspec.json.encode(body, order="deterministic") if usual else json_bytes(body)
 
 
+class _Usual(msgspec.Struct, forbid_unknown_fields=True):
+    """A checkpoint as today's LangGraph writes it, in the order of canonical JSON."""
+
+    channel_values: dict[str, msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
+    channel_versions: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    pending_sends: _NoItems | msgspec.UnsetType = msgspec.UNSET
+    ts: str | msgspec.UnsetType = msgspec.UNSET
+    updated_channels: list[str] | msgspec.UnsetType | None = msgspec.UNSET
+    v: int | msgspec.UnsetType = msgspec.UNSET
+    versions_seen: dict[str, dict[str, str | int]] | msgspec.UnsetType = msgspec.UNSET
+
+
+_usual_checkpoint = msgspec.msgpack.Decoder(_Usual)
+
+
+def split_checkpoint(data: bytes) -> tuple[dict[str, msgspec.Raw], Mapping[str, str], bytes]:
+    """A checkpoint's channel values, its channel versions as text, and the rest as canonical JSON.
+
+    Raises:
+        NotCanonicalError: It is no checkpoint, is damaged, or a field is not JSON.
+    """
+    try:
+        usual = _usual_checkpoint.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _split_unusual(data)
+    channels, usual.channel_values = usual.channel_values or {}, msgspec.UNSET
+    return channels, usual.channel_versions or {}, msgspec.json.encode(usual, order="deterministic")
+
+
+def _split_unusual(data: bytes) -> tuple[dict[str, msgspec.Raw], Mapping[str, str], bytes]:
+    """As :func:`split_checkpoint`, field by field: from older versions, or with more fields."""
+    fields = split_map(data)
+    channels = split_map(fields.pop("channel_values", b"\x80"))
+    body, canonical = body_fields(fields)
+    named = body.get("channel_versions", {})
+    if not isinstance(named, dict):
+        raise NotCanonicalError("channel_versions is not a map")
+    return channels, {channel: version_text(version) for channel, version in named.items()}, canonical
+
+
 def msgpack_value(raw: bytes) -> tuple[str, bytes]:
     """The serializer's type and bytes of a value that stood inside a msgpack map.
 
@@ -201,6 +243,11 @@ def inline_json(type_: str, data: bytes) -> bytes | None:
         return b"null"
     if type_ != "msgpack" or len(data) > _SHORT_SCALAR_BYTES or not _is_scalar(data[0]):
         return None
+    return _scalar_json(data)
+
+
+@lru_cache(4096)
+def _scalar_json(data: bytes) -> bytes | None:
     try:
         value = ormsgpack.unpackb(data)
     except ormsgpack.MsgpackDecodeError:

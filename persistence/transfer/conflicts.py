@@ -77,11 +77,12 @@ class Present:
         self._thread: str | None = None
         self._keys: set[Key] = set()
 
-    def without(self, records: Sequence[Value | Checkpoint | Write]) -> Sequence[Value | Checkpoint | Write]:
-        """The records that are to be inserted."""
-        if not self._merges:
-            return records
-        return [record for record in records if not self._has(record)]
+    def without(
+        self, records: Sequence[Value | Checkpoint | Write], lines: Sequence[bytes]
+    ) -> list[tuple[Value | Checkpoint | Write, bytes]]:
+        """The records that are to be inserted, with their lines."""
+        pairs = zip(records, lines, strict=True)
+        return [pair for pair in pairs if not (self._merges and self._has(pair[0]))]
 
     def _has(self, record: Value | Checkpoint | Write) -> bool:
         if record.thread_id not in self._merges:

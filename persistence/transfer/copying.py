@@ -190,9 +190,8 @@ class Writer:
             pending.result()
 
     def _batch(self, number: int, records: list[Value | Checkpoint | Write], size: int) -> Batch:
-        digest = hashlib.sha256()
-        for record in records:
-            digest.update(line(record))
+        lines = [line(record) for record in records]
+        digest = hashlib.sha256(b"".join(lines))
         counts = {
             kind: sum(isinstance(record, kind) for record in records) for kind in (Checkpoint, Write, Value)
         }
@@ -211,9 +210,9 @@ class Writer:
         self._replaces -= begun
         if self._merges:
             self.flush()  # a SQLite target cannot be read while it is written to
-        inserted = self._present.without(records)
-        rows = [r for r in inserted if not (self._sink.repeats_values and isinstance(r, Value))]
-        return Batch(entry.number, inserted, entry, pack(rows), sorted(begun))
+        inserted = self._present.without(records, lines)
+        rows = [pair for pair in inserted if not (self._sink.repeats_values and isinstance(pair[0], Value))]
+        return Batch(entry.number, [record for record, _ in inserted], entry, pack(rows), sorted(begun))
 
 
 class Throttle:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
-from operator import attrgetter
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -62,11 +61,11 @@ _Packed = list[tuple[str, list[tuple[Key, bytes]]]]
 _decoder = msgspec.msgpack.Decoder(_Packed)
 
 
-def pack(records: Iterable[Value | Checkpoint | Write]) -> bytes:
-    """The keys and marks of sorted records, compressed."""
+def pack(records: Iterable[tuple[Value | Checkpoint | Write, bytes]]) -> bytes:
+    """The keys and marks of sorted records, compressed; each record comes with its line."""
     packed: _Packed = [
-        (thread, [marked(record) for record in group])
-        for thread, group in groupby(records, key=attrgetter("thread_id"))
+        (thread, [(key_of(record), mark_of(text)) for record, text in group])
+        for thread, group in groupby(records, key=lambda pair: pair[0].thread_id)
     ]
     return zstandard.compress(msgspec.msgpack.encode(packed))
 

@@ -56,11 +56,16 @@ class Totals:
         """Count one record."""
         match record:
             case Checkpoint():
-                size = content_bytes(record)
+                size, referenced = len(record.body) + len(record.metadata), 0
+                for ref in record.values:
+                    if ref.data is None:
+                        referenced += ref.size
+                    else:
+                        size += len(ref.data)
                 self.checkpoints += 1
                 self.values_referenced += len(record.values)
                 self.bytes += size
-                self.bytes_referenced += size + sum(ref.size for ref in record.values if ref.data is None)
+                self.bytes_referenced += size + referenced
             case Value():
                 self.values += 1
                 self.bytes += len(record.data)

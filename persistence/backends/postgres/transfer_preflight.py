@@ -93,14 +93,14 @@ class PostgresPreflight(Findings):
             )
 
     def _text(self, record: Record, *key: str, also: tuple[str, ...] = ()) -> None:
-        if any("\0" in text for text in (*key, *also)):
+        if "\0" in "".join((*key, *also)):
             self.note("an id holds the NUL character, which Postgres cannot store", record)
         if sum(map(len, key)) * 4 > _KEY_BYTES and sum(len(t.encode()) for t in key) > _KEY_BYTES:
             self.note(f"ids of more than {_KEY_BYTES} bytes do not fit a Postgres index", record)
 
     def _name(self, record: Value | Write, *names: str) -> None:
         # The saver of 3.2.0 reads these as ``channel::bytea``, where a backslash begins an escape.
-        if any("\\" in name for name in names):
+        if "\\" in "".join(names):
             self.note("a channel or task has a backslash in its name, which LangGraph misreads", record)
 
     def _content(self, record: Value | Write) -> None:

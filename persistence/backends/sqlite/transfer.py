@@ -20,13 +20,11 @@ from urllib.parse import quote
 from persistence.errors import SourceError
 from persistence.transfer.canonical import (
     NotCanonicalError,
-    body_fields,
     canonical_json,
     inline_json,
     is_delta,
     msgpack_value,
-    split_map,
-    version_text,
+    split_checkpoint,
 )
 from persistence.transfer.records import Checkpoint, Record, Reject, Value, ValueRef, Write
 
@@ -239,11 +237,8 @@ class SqliteSource:
 
 
 class _Cached(NamedTuple):
-    version: str
     raw: bytes
-    type: str
-    sha256: bytes
-    size: int
+    ref: ValueRef
 
 
 class _ThreadReader:
@@ -278,13 +273,7 @@ class _ThreadReader:
         _, ns, checkpoint_id, parent_id, type_, checkpoint, metadata = row
         _require_text(ns, checkpoint_id, parent_id or "")
         _require_type(type_, checkpoint, {"msgpack"}, "checkpoint")
-        fields = split_map(checkpoint)
-        channels = split_map(fields.pop("channel_values", b"\x80"))
-        body, body_json = body_fields(fields)
-        named = body.get("channel_versions", {})
-        if not isinstance(named, dict):
-            raise NotCanonicalError("channel_versions is not a map")
-        versions = {channel: version_text(version) for channel, version in named.items()}
+        channels, versions, body_json = split_checkpoint(checkpoint)
         values: list[Value] = []
         refs = [
             self._value(channel, versions.get(channel), bytes(raw), values)
@@ -303,17 +292,19 @@ class _ThreadReader:
 
     def _value(self, channel: str, version: str | None, raw: bytes, new: list[Value]) -> ValueRef:
         last = self._last.get(channel)
-        if last is not None and last.version == version and last.raw == raw:
-            return ValueRef(channel, version, last.type, last.sha256, None, last.size, is_delta(raw))
+        if last is not None and last.ref.version == version and last.raw == raw:
+            return last.ref
         type_, data = msgpack_value(raw)
         digest = hashlib.sha256(data).digest()
         if version is None or inline_json(type_, data) is not None:
-            return ValueRef(channel, version, type_, digest, data, len(data), False)
-        self._last[channel] = _Cached(version, raw, type_, digest, len(data))
-        if (key := (channel, version, type_, digest)) not in self._sent:
-            self._sent.add(key)
-            new.append(Value(self._thread_id, self._ns or "", channel, version, type_, digest, data))
-        return ValueRef(channel, version, type_, digest, None, len(data), is_delta(raw))
+            ref = ValueRef(channel, version, type_, digest, data, len(data), False)
+        else:
+            ref = ValueRef(channel, version, type_, digest, None, len(data), is_delta(raw))
+            if (key := (channel, version, type_, digest)) not in self._sent:
+                self._sent.add(key)
+                new.append(Value(self._thread_id, self._ns or "", channel, version, type_, digest, data))
+        self._last[channel] = _Cached(raw, ref)
+        return ref
 
 
 def _write(row: tuple[Any, ...], *, data: bool) -> Write | Reject:
