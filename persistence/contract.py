@@ -215,8 +215,12 @@ class Provider(ABC):
         """The administrator's view of the database (``Capability.TABLES``)."""
         raise self._unsupported(Capability.TABLES)
 
-    def source(self) -> AbstractContextManager[Source]:
-        """One consistent snapshot of the database, to read threads from (``Capability.SOURCE``)."""
+    def source(self, *, allow_pickle: bool = False) -> AbstractContextManager[Source]:
+        """One consistent snapshot of the database, to read threads from (``Capability.SOURCE``).
+
+        Args:
+            allow_pickle: Unpickle rows that are pickled, which runs code; otherwise they are rejected.
+        """
         raise self._unsupported(Capability.SOURCE)
 
     def sink(self) -> AbstractContextManager[Sink]:

@@ -348,6 +348,11 @@ class Settings(BaseSettings):
         text, source = self._secret("encryption_key", "encryption_key_file")
         return None if text is None else _parse_key(text, source)
 
+    def without_encryption(self) -> Settings:
+        """A copy that has no keys."""
+        names = ("encryption_key", "encryption_key_file", "encryption_old_keys", "encryption_old_keys_file")
+        return self.model_copy(update=dict.fromkeys(names))
+
     def resolve_encryption_old_keys(self) -> tuple[bytes, ...]:
         """The AES keys that values may still be stored under.
 

@@ -105,11 +105,11 @@ class EmbeddedProvider(PostgresProvider):
             yield tables
 
     @contextmanager
-    def source(self) -> Iterator[Source]:
+    def source(self, *, allow_pickle: bool = False) -> Iterator[Source]:
         """One snapshot to read threads from; a folder without a database is not made one."""
         if not (self.folder / "data" / "PG_VERSION").exists():
             raise ConnectError(f"there is no database in {self.folder}", transient=False)
-        with self.running(), super().source() as source:
+        with self.running(), super().source(allow_pickle=allow_pickle) as source:
             yield source
 
     @contextmanager

@@ -71,6 +71,14 @@ Workers = Annotated[
     ),
 ]
 
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Take rows that are pickled. Reading them from SQLite runs the code they name."
+    ),
+]
+Decrypt = Annotated[bool, typer.Option("--decrypt", help="Write values that were encrypted as plaintext.")]
+
 _AGE = re.compile(r"(\d+)([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 

@@ -10,6 +10,8 @@ import typer
 
 from persistence.cli.arguments import Archive, Json, Source, Target, read_dsn, read_dsn_or_path
 from persistence.cli.choices import (
+    AllowPickle,
+    Decrypt,
     Match,
     MaxMbps,
     NewerThan,
@@ -55,6 +57,8 @@ def migrate(
     on_conflict: OnConflict = "error",
     max_mbps: MaxMbps = None,
     workers: Workers = None,
+    allow_pickle: AllowPickle = False,
+    decrypt: Decrypt = False,
     no_verify: NoVerify = False,
     dry_run: DryRun = False,
     against_target: AgainstTarget = False,
@@ -69,7 +73,14 @@ def migrate(
 
     left, right = read_dsn(source), read_dsn(target)
     select = selection(thread, match, where, newer_than, older_than)
-    options = transfer.Options(select=select, on_conflict=on_conflict, max_mbps=max_mbps, workers=workers)
+    options = transfer.Options(
+        select=select,
+        on_conflict=on_conflict,
+        allow_pickle=allow_pickle,
+        decrypt=decrypt,
+        max_mbps=max_mbps,
+        workers=workers,
+    )
     check_flags(dry_run=dry_run, against_target=against_target)
     if dry_run:
         return planned(
@@ -91,6 +102,8 @@ def export(
     where: Where = None,
     newer_than: NewerThan = None,
     older_than: OlderThan = None,
+    allow_pickle: AllowPickle = False,
+    decrypt: Decrypt = False,
     dry_run: DryRun = False,
     report: ReportPath = None,
     as_json: Json = False,
@@ -99,7 +112,8 @@ def export(
     from persistence import transfer
 
     left = read_dsn(source)
-    options = transfer.Options(select=selection(thread, match, where, newer_than, older_than))
+    select = selection(thread, match, where, newer_than, older_than)
+    options = transfer.Options(select=select, allow_pickle=allow_pickle, decrypt=decrypt)
     if dry_run:
         return planned("export", left, archive, options, report)
     with running("export", report, source=left, target=archive) as run:
@@ -119,6 +133,8 @@ def import_(
     on_conflict: OnConflict = "error",
     max_mbps: MaxMbps = None,
     workers: Workers = None,
+    allow_pickle: AllowPickle = False,
+    decrypt: Decrypt = False,
     no_verify: NoVerify = False,
     dry_run: DryRun = False,
     against_target: AgainstTarget = False,
@@ -130,7 +146,14 @@ def import_(
 
     right = read_dsn(target)
     select = selection(thread, match, where, newer_than, older_than)
-    options = transfer.Options(select=select, on_conflict=on_conflict, max_mbps=max_mbps, workers=workers)
+    options = transfer.Options(
+        select=select,
+        on_conflict=on_conflict,
+        allow_pickle=allow_pickle,
+        decrypt=decrypt,
+        max_mbps=max_mbps,
+        workers=workers,
+    )
     check_flags(dry_run=dry_run, against_target=against_target)
     if dry_run:
         return planned("import", archive, right, options, report, against_target=against_target)
@@ -153,6 +176,7 @@ def verify(
     where: Where = None,
     newer_than: NewerThan = None,
     older_than: OlderThan = None,
+    allow_pickle: AllowPickle = False,
     report: ReportPath = None,
     depth: Annotated[
         str,
@@ -200,7 +224,9 @@ def verify(
         return _checked(done)
     second = read_dsn_or_path(right)
     with running("verify", report, left=first, right=second) as run:
-        verdict = transfer.verify(first, second, progress=run.show, select=select, check=check)
+        verdict = transfer.verify(
+            first, second, progress=run.show, select=select, check=check, allow_pickle=allow_pickle
+        )
         run.ended("equal" if verdict.equal else "different", verdict.to_json())
     document = json.loads(verdict.to_json())
     emit(document, [*(printable(str(found)) for found in verdict.differences), verdict.summary()])

@@ -37,7 +37,7 @@ from persistence.transfer.removal import undo as undo_run
 from persistence.transfer.report import Progress, Report, no_progress
 from persistence.transfer.sampling import Sample
 from persistence.transfer.selection import Selection
-from persistence.transfer.sides import Side, open_source
+from persistence.transfer.sides import Side, open_source, open_target, require_decrypt
 from persistence.transfer.spool import Spool
 
 if TYPE_CHECKING:
@@ -81,17 +81,18 @@ def migrate(
         VerificationError: The sides differ afterwards.
     """
     clock = Clock(progress or no_progress)
-    provider = provider_for(target, settings)
+    provider = open_target(target, settings, options)
     if archive is None:
-        with open_source(source, settings) as opened:
+        with open_source(source, settings, allow_pickle=options.allow_pickle) as opened:
             return _load(options.select.of(opened), provider, clock, options, verify=verify)
-    with open_source(source, settings) as whole, provider.sink():
+    require_decrypt(settings, options)
+    with open_source(source, settings, allow_pickle=options.allow_pickle) as whole, provider.sink():
         opened, label = options.select.of(whole), whole.label
         if os.path.exists(archive / MANIFEST):  # noqa: PTH110 - False where it may not look
             _require_same(opened, archive, clock)
         else:
             _write_archive(opened, archive, clock)
-    with ArchiveSource(archive) as stored:
+    with ArchiveSource(archive, allow_pickle=options.allow_pickle) as stored:
         return replace(_load(stored, provider, clock, options, verify=verify), source=label)
 
 
@@ -111,7 +112,8 @@ def export(
         RefusedError: A row has no neutral form; no archive was written.
     """
     clock = Clock(progress or no_progress)
-    with open_source(source, settings) as opened:
+    require_decrypt(settings, options)
+    with open_source(source, settings, allow_pickle=options.allow_pickle) as opened:
         found = _write_archive(options.select.of(opened), archive, clock)
         return _report(opened.label, f"archive {archive}", found, clock)
 
@@ -131,8 +133,8 @@ def import_(
         ArchiveError: The archive is damaged; nothing was written.
     """
     clock = Clock(progress or no_progress)
-    provider = provider_for(target, settings)
-    with ArchiveSource(archive) as stored:
+    provider = open_target(target, settings, options)
+    with ArchiveSource(archive, allow_pickle=options.allow_pickle) as stored:
         return _load(options.select.of(stored), provider, clock, options, verify=verify)
 
 
@@ -145,6 +147,7 @@ def verify(
     subset: bool = False,
     select: Selection = EVERYTHING,
     check: Check = DIGESTS,
+    allow_pickle: bool = False,
 ) -> Verdict:
     """Compare two sides by content, each digest computed from that side's own rows.
 
@@ -156,6 +159,7 @@ def verify(
         subset: Threads that only the right side has are no difference.
         select: Compare only these threads; each side selects from its own.
         check: How deep, by which sample, and whether it can be resumed.
+        allow_pickle: Compare rows that are pickled, too. To read them from SQLite runs code.
 
     Raises:
         SourceError: A side cannot be read, or a comparison that is resumed has other sides by now.
@@ -164,7 +168,10 @@ def verify(
         raise ConfigurationError("checksums are those of an archive by itself; two sides have digests")
     clock = Clock(progress or no_progress)
     about = f"{list(select.threads)} {list(select.match)} {dict(select.where)}"
-    with open_source(left, settings) as lefts, open_source(right, settings) as rights:
+    with (
+        open_source(left, settings, allow_pickle=allow_pickle) as lefts,
+        open_source(right, settings, allow_pickle=allow_pickle) as rights,
+    ):
         sides = select.of(lefts), select.of(rights)
         return Comparison(*sides, check, clock, subset=subset, about=about).run()
 
@@ -234,7 +241,7 @@ def _load(source: Source, provider: Provider, clock: Clock, options: Options, *,
             copied = copy(source, sink, found, spool, clock, replace(options, workers=workers))
             if not copied.already_done:
                 if verify:
-                    with provider.source() as target:
+                    with provider.source(allow_pickle=options.allow_pickle) as target:
                         apart = frozenset([*copied.having("skip"), *copied.having("merge")])
                         verdict = verify_copy(source, target, spool, clock, found.totals.checkpoints, apart)
                     verify_merged(source, sink, copied.having("merge"), verdict)

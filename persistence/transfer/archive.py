@@ -20,7 +20,8 @@ import zstandard
 from persistence.errors import ArchiveError
 from persistence.transfer import archive_format as fmt
 from persistence.transfer.archive_reader import Reader, damaged
-from persistence.transfer.records import Checkpoint, Record, Value, Write
+from persistence.transfer.formats import is_known, unknown
+from persistence.transfer.records import Checkpoint, Record, Reject, Value, Write
 from persistence.transfer.workers import Open
 
 _CHUNK = 1 << 20
@@ -31,10 +32,13 @@ class ArchiveSource:
 
     database = None
 
-    def __init__(self, folder: Path, manifest: fmt.Manifest | None = None) -> None:
+    def __init__(
+        self, folder: Path, manifest: fmt.Manifest | None = None, *, allow_pickle: bool = True
+    ) -> None:
         self.label = f"archive {folder}"
         self._folder = folder
         self._given = manifest
+        self._allow_pickle = allow_pickle
 
     def __enter__(self) -> ArchiveSource:
         self.manifest = self._given or fmt.read_manifest(self._folder)
@@ -51,7 +55,7 @@ class ArchiveSource:
 
     def share(self) -> Open:
         """See :mod:`persistence.transfer.workers`; the manifest's checksums are what holds it together."""
-        return partial(ArchiveSource, self._folder, self.manifest)
+        return partial(ArchiveSource, self._folder, self.manifest, allow_pickle=self._allow_pickle)
 
     @property
     def identity(self) -> str:
@@ -101,6 +105,9 @@ class ArchiveSource:
         reader = Reader(self.label, None if threads is None else set(threads))
         for number in numbers:
             for record in self._read(reader, number):
+                if not all(is_known(type_, allow_pickle=self._allow_pickle) for type_ in _types(record)):
+                    yield _reject(record)
+                    continue
                 if data:
                     yield record
                 elif isinstance(record, Write):
@@ -181,6 +188,19 @@ class ArchiveSource:
                 yield fmt.decoder.decode(data)
         if left or count != part.records:
             raise ArchiveError(f"{part.file} of {self.label} holds less than its manifest says")
+
+
+def _types(record: Record) -> Iterator[str]:
+    """The serializer's types of the data in a record."""
+    if isinstance(record, Checkpoint):
+        yield from (ref.type for ref in record.values if ref.data is not None)
+    elif isinstance(record, Value | Write):
+        yield record.type
+
+
+def _reject(record: Record) -> Reject:
+    where = "" if isinstance(record, Value) else record.checkpoint_id
+    return Reject(*record[:2], where, unknown("record", ", ".join(_types(record))))
 
 
 def _read(raw: zstandard.ZstdDecompressionReader, size: int) -> bytes | bytearray:

@@ -173,29 +173,19 @@ class _Usual(msgspec.Struct, forbid_unknown_fields=True):
 _usual_checkpoint = msgspec.msgpack.Decoder(_Usual)
 
 
-def split_checkpoint(data: bytes) -> tuple[dict[str, msgspec.Raw], Mapping[str, str], bytes]:
+def split_usual(data: object) -> tuple[dict[str, msgspec.Raw], Mapping[str, str], bytes] | None:
     """A checkpoint's channel values, its channel versions as text, and the rest as canonical JSON.
 
-    Raises:
-        NotCanonicalError: It is no checkpoint, is damaged, or a field is not JSON.
+    ``None`` for one that is not as LangGraph writes it today: of an older version, with more fields, damaged.
     """
+    if not isinstance(data, bytes):
+        return None
     try:
         usual = _usual_checkpoint.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _split_unusual(data)
+        return None
     channels, usual.channel_values = usual.channel_values or {}, msgspec.UNSET
     return channels, usual.channel_versions or {}, msgspec.json.encode(usual, order="deterministic")
-
-
-def _split_unusual(data: bytes) -> tuple[dict[str, msgspec.Raw], Mapping[str, str], bytes]:
-    """As :func:`split_checkpoint`, field by field: from older versions, or with more fields."""
-    fields = split_map(data)
-    channels = split_map(fields.pop("channel_values", b"\x80"))
-    body, canonical = body_fields(fields)
-    named = body.get("channel_versions", {})
-    if not isinstance(named, dict):
-        raise NotCanonicalError("channel_versions is not a map")
-    return channels, {channel: version_text(version) for channel, version in named.items()}, canonical
 
 
 def msgpack_value(raw: bytes) -> tuple[str, bytes]:

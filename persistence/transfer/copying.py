@@ -83,18 +83,19 @@ class Segment:
 def segments(spool: Spool, limits: Limits) -> Iterator[Segment]:
     """Cut the threads of a scan into segments."""
     threads: list[str] = []
-    number = count = size = repeated = 0
+    number = count = references = size = repeated = 0
     for entry in spool.entries():
         threads.append(entry.thread.thread_id)
         count += entry.records
+        references += entry.references
         size += entry.bytes
         repeated += entry.bytes_referenced
         full = max(count // limits.records, size // limits.bytes)
         if limits.segment_batches is not None and full >= limits.segment_batches:
             yield Segment(number, threads)
             # Each batch but the last has the records or the bytes of a full one.
-            number += count // limits.records + (size + repeated) // limits.bytes + 1
-            threads, count, size, repeated = [], 0, 0, 0
+            number += (count + references) // limits.records + (size + repeated) // limits.bytes + 1
+            threads, count, references, size, repeated = [], 0, 0, 0, 0
     if threads:
         yield Segment(number, threads)
 

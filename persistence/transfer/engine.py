@@ -165,6 +165,7 @@ def look(
                 spool.add(
                     thread,
                     records=now.records - before.records,
+                    references=now.values_referenced - before.values_referenced,
                     size=now.bytes - before.bytes,
                     size_referenced=now.bytes_referenced - before.bytes_referenced,
                 )
@@ -260,7 +261,7 @@ def _write(
         if options.workers is not None:
             alone = source if opens is None else sink
             logger.warning("%s can be used by one process at a time: there is one worker", alone.label)
-    records = metered(copied.moved(source).records(), meter)
+    records = sink.placed(metered(copied.moved(source).records(), meter))
     with Writer(sink, task) as writer:
         for segment, some in of_segments(records, segments(spool, task.limits)):
             for batch in writer.batches(some, segment):

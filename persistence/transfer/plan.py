@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from persistence import schema
 from persistence.errors import ArchiveError, ConflictError, SchemaError, TransferError
-from persistence.registry import provider_for
 from persistence.transfer.archive_format import MANIFEST, read_manifest
 from persistence.transfer.archive_writer import require_room
 from persistence.transfer.conflicts import decide
@@ -20,7 +19,7 @@ from persistence.transfer.options import Options
 from persistence.transfer.preflight import Findings
 from persistence.transfer.records import Sink, Source
 from persistence.transfer.report import Progress, Totals, no_progress
-from persistence.transfer.sides import Side, as_path, open_source
+from persistence.transfer.sides import Side, as_path, open_source, open_target, require_decrypt
 from persistence.transfer.spool import Spool
 from persistence.transfer.survey import EXAMPLES, Finding, Severity, Sizes, refusals
 
@@ -128,13 +127,15 @@ def plan(
     """
     clock = Clock(progress or no_progress)
     where = as_path(target)
-    with open_source(source, settings) as whole:
+    with open_source(source, settings, allow_pickle=options.allow_pickle) as whole:
         chosen = options.select.of(whole)
         drift = _source_drift(whole)
+        if isinstance(where, Path) or archive is not None:
+            require_decrypt(settings, options)
         if isinstance(where, Path):
             return _plan_export(chosen, where, clock, drift)
         return _plan_load(
-            chosen, provider_for(where, settings), clock, options, drift, archive, against_target
+            chosen, open_target(where, settings, options), clock, options, drift, archive, against_target
         )
 
 

@@ -167,7 +167,7 @@ class Preflight(Protocol):
         """Note what the target cannot hold."""
 
     def problems(self) -> list[Problem]:
-        """What was found."""
+        """What was found; to be asked when every record was seen."""
 
 
 class Sink(Protocol):
@@ -207,6 +207,12 @@ class Sink(Protocol):
 
         Raises:
             ConflictError: A row is there already.
+        """
+
+    def placed(self, records: Iterable[Record]) -> Iterator[Record]:
+        """The records of a run as its rows hold them; to be read after the :meth:`preflight` saw them all.
+
+        A value that a row of its own holds is a :class:`Value`, and one in a checkpoint's row is with it.
         """
 
     def skip(self, batch: Batch) -> None:

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from persistence.dsn import Dsn
+from persistence.errors import TransferError
 from persistence.registry import provider_for
+from persistence.settings import get_settings
 from persistence.transfer.archive import ArchiveSource
 from persistence.transfer.records import Source
 
 if TYPE_CHECKING:
+    from persistence.contract import Provider
     from persistence.settings import Settings
+    from persistence.transfer.options import Options
 
 Side = str | Dsn | Path
 """A DSN, or the path of an archive or of a SQLite file."""
@@ -27,13 +31,35 @@ def as_path(side: Side) -> str | Dsn | Path:
     return side
 
 
-def open_source(side: Side, settings: Settings | None) -> AbstractContextManager[Source]:
+def open_target(target: str | Dsn, settings: Settings | None, options: Options) -> Provider:
+    """The provider of a database that is written to."""
+    if options.decrypt:
+        settings = (settings or get_settings()).without_encryption()
+    return provider_for(target, settings)
+
+
+def require_decrypt(settings: Settings | None, options: Options) -> None:
+    """An archive holds plaintext, which values that are encrypted become only if somebody says so.
+
+    Raises:
+        TransferError: There is a key, and nobody did.
+    """
+    if (settings or get_settings()).resolve_encryption_key() and not options.decrypt:
+        raise TransferError(
+            "an encryption key is set, and an archive would hold the values in plaintext",
+            hint="--decrypt makes such an archive; a move without one encrypts the values again",
+        )
+
+
+def open_source(
+    side: Side, settings: Settings | None, *, allow_pickle: bool = False
+) -> AbstractContextManager[Source]:
     """What a DSN or a path names, to read from."""
     side = as_path(side)
     if isinstance(side, Path):
         # A folder that is not a SQLite file can only be meant as an archive.
         if os.path.isdir(side):  # noqa: PTH112 - False where it may not look; the source says why
-            return ArchiveSource(side)
+            return ArchiveSource(side, allow_pickle=allow_pickle)
         path = str(side)
         side = Dsn("sqlite", path, "", {}, f"sqlite:///{quote(path)}")
-    return provider_for(side, settings).source()
+    return provider_for(side, settings).source(allow_pickle=allow_pickle)

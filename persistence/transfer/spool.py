@@ -19,13 +19,15 @@ class Entry(NamedTuple):
 
     thread: ThreadDigest
     records: int
+    references: int
+    """Values that its checkpoints hold: more records, at most, where a target keeps each by itself."""
     bytes: int
     """Content, each value once per version."""
     bytes_referenced: int
     """Content with the copies that checkpoints in SQLite have."""
 
 
-_decoder = msgspec.msgpack.Decoder(tuple[tuple[str, bytes, int, int], int, int, int])
+_decoder = msgspec.msgpack.Decoder(tuple[tuple[str, bytes, int, int], int, int, int, int])
 
 
 class Spool:
@@ -43,9 +45,17 @@ class Spool:
     ) -> None:
         self._file.close()
 
-    def add(self, thread: ThreadDigest, *, records: int = 0, size: int = 0, size_referenced: int = 0) -> None:
+    def add(
+        self,
+        thread: ThreadDigest,
+        *,
+        records: int = 0,
+        references: int = 0,
+        size: int = 0,
+        size_referenced: int = 0,
+    ) -> None:
         """Append one; what the sizes are good for see :class:`Entry`."""
-        data = msgspec.msgpack.encode((tuple(thread), records, size, size_referenced))
+        data = msgspec.msgpack.encode((tuple(thread), records, references, size, size_referenced))
         self._file.write(len(data).to_bytes(4))
         self._file.write(data)
         self.count += 1

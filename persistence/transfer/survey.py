@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from persistence.transfer.canonical import inline_json
 from persistence.transfer.digest import describe
 from persistence.transfer.records import Checkpoint, Problem, Record, Reject, Value, Write
 
@@ -23,7 +24,6 @@ EXAMPLES = 3
 LARGEST_THREADS = 10
 _FORMAT_VERSION = 4  # what LangGraph writes since checkpoint 2.1
 _PLAIN_TYPES = frozenset({"msgpack", "bytes", "bytearray", "null"})
-_OLD_TYPES = frozenset({"json", "pickle"})
 
 
 @dataclass(slots=True)
@@ -177,7 +177,10 @@ class Survey:
                 inside += ref.size
                 if ref.type not in _PLAIN_TYPES:
                     self._type(ref.type, record)
-            if ref.version is not None:
+            if ref.version is None:
+                if inline_json(ref.type, ref.data or b"") is None:
+                    self._note("no-version", f"{describe(record)}, channel {ref.channel!r}")
+            else:
                 held = versions.setdefault((ref.channel, ref.version), ref.sha256)
                 if held != ref.sha256:
                     changed = ref.channel
@@ -231,12 +234,7 @@ class Survey:
             self._note("orphaned-write", describe(record))
 
     def _type(self, type_: str, record: Record) -> None:
-        kind = "unknown-type"
-        if "+" in type_:
-            kind = "encrypted"
-        elif type_ in _OLD_TYPES:
-            kind = "old-row"
-        self._note(kind, f"{describe(record)}, type {type_!r}")
+        self._note("pickle", f"{describe(record)}, type {type_!r}")
 
     def _note(self, kind: str, example: str) -> None:
         finding = self._found.get(kind)
@@ -260,19 +258,16 @@ def _leads_into_new_cycle(start: int, parents: Mapping[int, int | None], seen: s
 _NOTES = {
     "changed-in-place": (
         "checkpoints have different values under one version: a node changed the state in place",
-        "let the node return a new value; what each checkpoint saw moves as it is",
+        "let the node return a new value; what each checkpoint saw moves as it is, but LangGraph's own"
+        " Postgres saver shows the newest value in all checkpoints of the version",
     ),
-    "encrypted": (
-        "values are encrypted, and move as they are",
-        "whoever reads them from the target needs the same key",
+    "no-version": (
+        "values are in channels without a version",
+        "they move as they are, but LangGraph's own Postgres saver has no place for such a value",
     ),
     "old-format": (
         "checkpoints are in a format older than LangGraph's present one, 4",
         "LangGraph reads them, and writes new ones in its present format",
-    ),
-    "old-row": (
-        "values are in the formats of old savers, json or pickle",
-        "LangGraph reads pickle only where it is told to",
     ),
     "orphaned-write": (
         "pending writes belong to checkpoints that are not there",
@@ -287,31 +282,27 @@ _NOTES = {
         "checkpoints have a parent that is not there",
         "usual after pruning: the history begins there",
     ),
-    "unknown-type": (
-        "values have a serializer type that LangGraph's own serializer does not write",
-        "whoever reads them from the target needs the same serializer",
+    "pickle": (
+        "values are pickled, which runs code when they are read",
+        "LangGraph reads them only where its serializer is told to (pickle_fallback)",
     ),
 }
 
 # What the refusals of sources and targets say, what sort that is, and what to do about it.
 _REFUSALS: Sequence[tuple[str, str, str]] = (
+    ("not encrypted although", "plaintext", "?allow_plaintext=true on the source lets it be read"),
     (
-        "different values under one version",
-        "changed-in-place",
-        "move to an archive or to SQLite, which hold them all",
+        "encrypted",
+        "encrypted",
+        "set PERSISTENCE_ENCRYPTION_KEY to the key of the application that wrote them",
     ),
-    ("encrypted", "encrypted", "the rows need the key of the application that wrote them"),
-    ("type 'json'", "old-row", "let a saver of that time read the threads and write them again"),
-    ("type 'pickle'", "old-row", "let a saver of that time read the threads and write them again"),
+    ("decrypted", "encrypted", "set PERSISTENCE_ENCRYPTION_OLD_KEYS to the keys that were used before"),
+    ("type 'pickle'", "pickle", "--allow-pickle, if nobody else can write to the source: it runs code"),
+    ("the JSON", "damaged", "something other than LangGraph wrote them: delete or mend them"),
     ("serializer type", "unknown-type", "the rows need the serializer of the application that wrote them"),
     ("is stored as", "damaged", "something other than LangGraph wrote them: delete or mend them"),
     ("NUL character", "nul", "delete these threads, or change the text: Postgres cannot hold U+0000"),
     ("is not JSON", "not-json", "keep only JSON in metadata: no NaN, infinity or bytes"),
-    (
-        "has a value but no version",
-        "no-version",
-        "something other than LangGraph wrote them: delete or mend them",
-    ),
     ("do not fit a Postgres index", "long-id", "use shorter ids"),
     ("backslash", "backslash", "rename the channel or task: LangGraph's Postgres saver misreads it"),
     (

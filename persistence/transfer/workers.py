@@ -171,7 +171,7 @@ def _work(parent: Connection) -> None:
     with job.source() as source, job.sink() as sink, Writer(sink, job.task) as writer:
         while (segment := _next(parent)) is not None:
             records = source.records([thread for thread in segment.threads if thread not in skipped])
-            for batch in writer.batches(records, segment):
+            for batch in writer.batches(sink.placed(records), segment):
                 writer.add(batch)
                 moved = Totals()
                 for record in batch.records:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import Checkpoint, CheckpointMetadata, empty_checkpoint
+from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointMetadata, empty_checkpoint
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 
 def put(
-    saver: SqliteSaver,
+    saver: BaseCheckpointSaver[Any],
     thread: str,
     values: Mapping[str, Any],
     *,

@@ -81,7 +81,7 @@ def test_what_cannot_be_read_is_said(database: Path) -> None:
     make.execute(database, "UPDATE checkpoints SET type = 'pickle' WHERE thread_id = 'log'")
     seen = transfer.inspect(database)
     assert [(f.kind, f.severity, f.count) for f in seen.findings if f.severity == "refused"] == [
-        ("old-row", "refused", 20)
+        ("pickle", "refused", 20)
     ]
     listed = transfer.inspect(database, threads=True).threads
     assert listed is not None

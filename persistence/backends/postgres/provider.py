@@ -44,11 +44,11 @@ class PostgresProvider(Provider):
 
         return PostgresTables(self)
 
-    def source(self) -> AbstractContextManager[Source]:
+    def source(self, *, allow_pickle: bool = False) -> AbstractContextManager[Source]:
         """One snapshot to read threads from."""
         from persistence.backends.postgres.transfer import PostgresSource
 
-        return PostgresSource(self)
+        return PostgresSource(self, allow_pickle=allow_pickle)
 
     def sink(self) -> AbstractContextManager[Sink]:
         """The target of a transfer."""

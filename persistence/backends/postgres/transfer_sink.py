@@ -10,13 +10,12 @@ import hashlib
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import psycopg
 from psycopg import ClientCursor, errors
 from psycopg.rows import tuple_row
@@ -24,11 +23,13 @@ from psycopg.rows import tuple_row
 from persistence.backends.postgres.connection import connect, database_identity, translate
 from persistence.backends.postgres.transfer_preflight import PostgresPreflight
 from persistence.backends.postgres.transfer_source import PostgresSource
+from persistence.backends.postgres.transfer_versions import Placement, Versions, channel_values
 from persistence.errors import ConflictError, TransferError
-from persistence.transfer.canonical import inline_json
+from persistence.transfer.canonical import NotCanonicalError
+from persistence.transfer.formats import Formats
 from persistence.transfer.keys import Key
 from persistence.transfer.ledger import Ledger, Statement, entry_statements
-from persistence.transfer.records import Batch, Checkpoint, Value, ValueRef, Write
+from persistence.transfer.records import Batch, Checkpoint, Record, Value, Write
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -69,9 +70,11 @@ class PostgresSink:
     repeats_values = False
     now = "now()"
 
-    def __init__(self, provider: Provider) -> None:
+    def __init__(self, provider: Provider, versions: Versions | None = None) -> None:
         self.label = str(provider.dsn)
         self._provider = provider
+        self._formats = Formats(provider.settings, allow_pickle=True)
+        self._versions = versions or Versions(all_blobs=self._formats.encrypts)
 
     def __enter__(self) -> PostgresSink:
         with ExitStack() as stack:
@@ -95,11 +98,16 @@ class PostgresSink:
 
     def share(self) -> OpenSink:
         """See :mod:`persistence.transfer.workers`."""
-        return partial(PostgresSink, self._provider)
+        return partial(PostgresSink, self._provider, self._versions)
 
     def preflight(self) -> PostgresPreflight:
         """See :class:`persistence.transfer.records.Sink`."""
-        return PostgresPreflight()
+        self._versions = Versions(all_blobs=self._formats.encrypts)
+        return PostgresPreflight(self._versions)
+
+    def placed(self, records: Iterable[Record]) -> Iterator[Record]:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return Placement(self._versions, all_blobs=self._formats.encrypts).records(records)
 
     def ledger(self) -> Ledger:
         """See :class:`persistence.transfer.records.Sink`."""
@@ -107,7 +115,7 @@ class PostgresSink:
 
     def source(self) -> PostgresSource:
         """See :class:`persistence.transfer.records.Sink`."""
-        return PostgresSource(self._provider)
+        return PostgresSource(self._provider, allow_pickle=True)  # which it shows, and does not unpickle
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -157,11 +165,11 @@ class PostgresSink:
         for record in batch.records:
             match record:
                 case Value():
-                    rows["checkpoint_blobs"] += _blob_row(record)
+                    rows["checkpoint_blobs"] += self._blob_row(record)
                 case Write():
-                    rows["checkpoint_writes"] += _write_row(record)
+                    rows["checkpoint_writes"] += self._write_row(record)
                 case Checkpoint():
-                    rows["checkpoints"] += _checkpoint_row(record)
+                    rows["checkpoints"] += self._checkpoint_row(record)
         with self.errors(), self._conn.transaction():
             cursor = self._conn.cursor()
             for table in _TABLES if batch.replaces else ():
@@ -184,10 +192,17 @@ class PostgresSink:
     def values(self, thread: str) -> Iterator[Value]:
         """See :class:`persistence.transfer.records.Sink`."""
         statement = (
-            "SELECT thread_id, checkpoint_ns, channel, version, type, sha256(coalesce(blob, ''))"
+            "SELECT thread_id, checkpoint_ns, channel, version, type, sha256(coalesce(blob, '')),"
+            " CASE WHEN type = ANY(?) THEN NULL ELSE blob END"
             " FROM checkpoint_blobs WHERE type <> 'empty' AND thread_id = ?"
         )
-        return (Value._make((*row, b"")) for row in self.query(statement, (thread,)))
+        for row in self.query(statement, (list(self._formats.plain_types), thread)):
+            *key, type_, digest, blob = row
+            if blob is not None:
+                with suppress(NotCanonicalError):  # then it is no value that a transfer has brought
+                    type_, blob = self._formats.value("value", type_, blob)
+                    digest = hashlib.sha256(blob).digest()
+            yield Value._make((*key, type_, digest, b""))
 
     @contextmanager
     def removing(self) -> Iterator[PostgresRemoval]:
@@ -196,7 +211,7 @@ class PostgresSink:
             cursor = self._conn.cursor()
             cursor.execute(f"SET LOCAL lock_timeout = '{_LOCK_WAIT:.0f}s'".encode())
             cursor.execute(f"LOCK TABLE {', '.join(_TABLES)} IN SHARE ROW EXCLUSIVE MODE".encode())
-            yield PostgresRemoval(self._conn, self.label)
+            yield PostgresRemoval(self._conn, self.label, self._formats)
 
     def query(self, statement: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """See :class:`persistence.transfer.ledger.Tables`."""
@@ -208,6 +223,39 @@ class PostgresSink:
         with self.errors(), self._conn.transaction():
             for statement, args in statements:
                 self._conn.execute(_own(statement), args)
+
+    def _blob_row(self, value: Value) -> list[bytes]:
+        type_, data = self._formats.sealed(value.type, value.data)
+        return [_columns(6), *_texts(*value[:4], type_), _length(len(data)), data]
+
+    def _write_row(self, write: Write) -> list[bytes]:
+        type_, data = self._formats.sealed(write.type, write.data or b"")
+        return [
+            _columns(9),
+            *_texts(*write[:4], write.task_path),
+            _length(4),
+            _length(write.idx),
+            *_texts(write.channel, type_),
+            _length(len(data)),
+            data,
+        ]
+
+    def _checkpoint_row(self, checkpoint: Checkpoint) -> list[bytes]:
+        parent = (_NULL,) if checkpoint.parent_id is None else _text(checkpoint.parent_id)
+        values = channel_values(checkpoint, self._versions.of(checkpoint), self._formats)
+        body = b'{"channel_values":' + values
+        body += b"," + checkpoint.body[1:] if checkpoint.body != b"{}" else b"}"
+        return [
+            _columns(6),
+            *_texts(*checkpoint[:3]),
+            *parent,
+            _length(len(body) + 1),
+            _JSONB_VERSION,
+            body,
+            _length(len(checkpoint.metadata) + 1),
+            _JSONB_VERSION,
+            checkpoint.metadata,
+        ]
 
     def _connect(self) -> Connection[Any]:
         return connect(self._provider.dsn, self._provider.settings)
@@ -233,9 +281,9 @@ class PostgresSink:
 class PostgresRemoval:
     """Takes rows out again, in the transaction of :meth:`PostgresSink.removing`."""
 
-    def __init__(self, conn: Connection[Any], label: str) -> None:
+    def __init__(self, conn: Connection[Any], label: str, formats: Formats) -> None:
         self._conn = conn
-        self.source = PostgresSource.on(conn, label)
+        self.source = PostgresSource.on(conn, label, formats)
 
     def remove(self, thread: str, keys: Iterable[Key]) -> None:
         """See :class:`persistence.transfer.records.Removal`."""
@@ -257,73 +305,11 @@ def _own(statement: str) -> bytes:
     return statement.replace("?", "%s").encode()
 
 
-def _blob_row(value: Value) -> list[bytes]:
-    return [
-        _columns(6),
-        *_text(value.thread_id),
-        *_text(value.checkpoint_ns),
-        *_text(value.channel),
-        *_text(value.version),
-        *_text(value.type),
-        _length(len(value.data)),
-        value.data,
-    ]
-
-
-def _write_row(write: Write) -> list[bytes]:
-    data = write.data or b""
-    return [
-        _columns(9),
-        *_text(write.thread_id),
-        *_text(write.checkpoint_ns),
-        *_text(write.checkpoint_id),
-        *_text(write.task_id),
-        *_text(write.task_path),
-        _length(4),
-        _length(write.idx),
-        *_text(write.channel),
-        *_text(write.type),
-        _length(len(data)),
-        data,
-    ]
-
-
-def _checkpoint_row(checkpoint: Checkpoint) -> list[bytes]:
-    parent = (_NULL,) if checkpoint.parent_id is None else _text(checkpoint.parent_id)
-    body = b'{"channel_values":' + _channel_values(checkpoint.values)
-    body += b"," + checkpoint.body[1:] if checkpoint.body != b"{}" else b"}"
-    return [
-        _columns(6),
-        *_text(checkpoint.thread_id),
-        *_text(checkpoint.checkpoint_ns),
-        *_text(checkpoint.checkpoint_id),
-        *parent,
-        _length(len(body) + 1),
-        _JSONB_VERSION,
-        body,
-        _length(len(checkpoint.metadata) + 1),
-        _JSONB_VERSION,
-        checkpoint.metadata,
-    ]
-
-
-def _channel_values(refs: Sequence[ValueRef]) -> bytes:
-    """The scalars, and the marker ``true`` that ``put`` of 3.2.0 leaves for a DeltaChannel snapshot."""
-    inline = []
-    for ref in refs:
-        if ref.data is not None:
-            if (scalar := inline_json(ref.type, ref.data)) is None:  # the preflight refuses these
-                raise TransferError(f"channel {ref.channel!r} holds a value that JSONB cannot")
-            inline.append(_json(ref.channel).encode() + b":" + scalar)
-        elif ref.delta:
-            inline.append(_json(ref.channel).encode() + b":true")
-    return b"{" + b",".join(inline) + b"}"
+def _texts(*values: str) -> Iterator[bytes]:
+    for value in values:
+        yield from _text(value)
 
 
 def _text(value: str) -> tuple[bytes, bytes]:
     data = value.encode()
     return _length(len(data)), data
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()

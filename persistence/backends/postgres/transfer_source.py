@@ -29,6 +29,7 @@ from persistence.transfer.canonical import (
     json_value,
     version_text,
 )
+from persistence.transfer.formats import Formats
 from persistence.transfer.records import Checkpoint, Record, Reject, Value, ValueRef, Write
 
 if TYPE_CHECKING:
@@ -95,13 +96,26 @@ ORDER BY thread_id COLLATE "C"
 """
 
 
+_OTHERS = """
+SELECT EXISTS (SELECT FROM checkpoint_blobs WHERE type <> 'empty' AND type <> ALL(%(plain)s))
+    OR EXISTS (SELECT FROM checkpoint_writes WHERE type IS NULL OR type <> ALL(%(plain)s))
+"""
+
+
 class PostgresSource:
     """One consistent snapshot of a Postgres checkpoint database. A context manager."""
 
-    def __init__(self, provider: Provider, snapshot: str | None = None) -> None:
+    _has_others: bool | None = None
+    """Whether there are rows that the database cannot hash as they are, once that was looked for."""
+
+    def __init__(
+        self, provider: Provider, snapshot: str | None = None, *, allow_pickle: bool = False
+    ) -> None:
         self.label = str(provider.dsn)
         self._provider = provider
         self._snapshot = snapshot
+        self._allow_pickle = allow_pickle
+        self._formats = Formats(provider.settings, allow_pickle=allow_pickle)
 
     def __enter__(self) -> PostgresSource:
         with ExitStack() as stack, self._errors():
@@ -118,10 +132,10 @@ class PostgresSource:
         return self
 
     @classmethod
-    def on(cls, conn: Connection[Any], label: str) -> PostgresSource:
+    def on(cls, conn: Connection[Any], label: str, formats: Formats) -> PostgresSource:
         """What a transaction of somebody else's sees."""
         source = cls.__new__(cls)
-        source.label, source._conn = label, conn
+        source.label, source._conn, source._formats = label, conn, formats
         return source
 
     def __exit__(
@@ -133,7 +147,7 @@ class PostgresSource:
         """See :mod:`persistence.transfer.workers`; it lasts as long as this snapshot."""
         with self._errors():
             (name,) = self._cursor().execute("SELECT pg_export_snapshot()").fetchall()[0]
-        return partial(PostgresSource, self._provider, name)
+        return partial(PostgresSource, self._provider, name, allow_pickle=self._allow_pickle)
 
     @property
     def database(self) -> str:
@@ -208,6 +222,9 @@ class PostgresSource:
                 yield from self._some(some, data=data)
 
     def _some(self, threads: Sequence[str] | None, *, data: bool) -> Iterator[Record]:
+        if not data and self._has_others is None:
+            others = self._cursor().execute(_OTHERS, {"plain": list(self._formats.plain_types)})
+            self._has_others = bool(others.fetchall()[0][0])
         blobs = _Ahead(self._rows(_BLOBS, threads, data=data))
         checkpoints = _Ahead(self._rows(_CHECKPOINTS, threads, data=data))
         writes = _Ahead(self._rows(_WRITES, threads, data=data))
@@ -217,27 +234,47 @@ class PostgresSource:
                 ns = min(row[1] for row in heads)
                 yield from self._namespace(thread, ns, blobs, checkpoints, data=data)
             for row in writes.take((thread,)):
-                yield Write(*row)
+                yield self._write(row, data=data)
 
     def _namespace(
         self, thread: str, ns: str, blobs: _Ahead, checkpoints: _Ahead, *, data: bool
     ) -> Iterator[Record]:
-        held: dict[tuple[str, str], _Blob] = {}
+        held: dict[tuple[str, str], _Blob | str] = {}
         # Values that no checkpoint can refer to are no content; a thread may have nothing else.
         data = data and checkpoints.row is not None and checkpoints.row[:2] == (thread, ns)
         for _, _, channel, version, type_, digest, start, size, blob in blobs.take((thread, ns)):
+            if type_ not in self._formats.plain_types:
+                try:
+                    type_, blob = self._formats.value(f"value of channel {channel!r}", type_, blob or b"")
+                except NotCanonicalError as error:
+                    held[channel, version] = str(error)
+                    continue
+                digest, start, size = hashlib.sha256(blob).digest(), blob[:6], len(blob)
             delta = type_ == "msgpack" and is_delta(start or b"")
             held[channel, version] = _Blob(type_, digest, size or 0, delta)
             if data:
                 yield Value(thread, ns, channel, version, type_, digest, blob or b"")
         for row in checkpoints.take((thread, ns)):
             try:
-                yield _checkpoint(row, held)
+                yield _checkpoint(row, held, self._formats)
             except NotCanonicalError as error:
                 yield Reject(thread, ns, row[2], str(error))
 
+    def _write(self, row: tuple[Any, ...], *, data: bool) -> Write | Reject:
+        thread, ns, checkpoint, task, idx, path, channel, type_, digest, blob = row
+        if type_ not in self._formats.plain_types:
+            try:
+                type_, blob = self._formats.value(f"write to channel {channel!r}", type_, blob)
+            except NotCanonicalError as error:
+                return Reject(thread, ns, checkpoint, str(error))
+            digest = hashlib.sha256(blob).digest()
+        content = blob if data else None
+        return Write(thread, ns, checkpoint, task, idx, path, channel, type_, digest, content)
+
     def _rows(self, query: _Query, threads: Sequence[str] | None, *, data: bool) -> Iterator[tuple[Any, ...]]:
         """All rows in order, some at a time, so that memory stays bounded whatever their size."""
+        if query.data and self._has_others:
+            data = True
         columns = query.columns.format(data=query.data if data else "NULL")
         rows = self._declare(query.name, f"SELECT {columns} {query.rest}", threads)
         if data or not query.data:
@@ -291,6 +328,8 @@ def _counts(sizes: _Fetch) -> Iterator[int]:
 
 
 class _Blob(NamedTuple):
+    """A value; where it cannot be shown, the reason stands in its place."""
+
     type: str
     sha256: bytes
     size: int
@@ -326,7 +365,9 @@ class _ReadErrors:
             raise ours or SourceError(f"cannot read {self._label}: {str(error).splitlines()[0]}") from None
 
 
-def _checkpoint(row: tuple[Any, ...], blobs: Mapping[tuple[str, str], _Blob]) -> Checkpoint:
+def _checkpoint(
+    row: tuple[Any, ...], blobs: Mapping[tuple[str, str], _Blob | str], formats: Formats
+) -> Checkpoint:
     thread, ns, checkpoint_id, parent_id, checkpoint, metadata = row
     body = decode_json(checkpoint)
     if not isinstance(body, dict):
@@ -338,14 +379,18 @@ def _checkpoint(row: tuple[Any, ...], blobs: Mapping[tuple[str, str], _Blob]) ->
         version = versions.get(channel)
         if is_marker(held := inline.get(channel)):
             if (marked := unmark(held)) is not None:
-                refs.append(_inside(channel, version, *marked))
+                value = formats.value(f"value of channel {channel!r}", *marked)
+                refs.append(_inside(channel, version, *value))
             continue
         blob = blobs.get((channel, version)) if version is not None else None
+        if isinstance(blob, str):
+            raise NotCanonicalError(blob)
         # A snapshot belongs to the checkpoints that carry its marker. Later ones may still be at its
         # version without holding it, and SQLite says so by leaving the channel out.
         if blob is not None and not (blob.delta and channel not in inline):
             refs.append(ValueRef(channel, version, blob.type, blob.sha256, None, blob.size, blob.delta))
         elif channel in inline:
+            formats.plaintext(f"value of channel {channel!r}")
             refs.append(_inside(channel, version, *json_value(held)))
     return Checkpoint(
         thread,

@@ -49,11 +49,11 @@ class SqliteProvider(Provider):
 
         return SqliteTables(self)
 
-    def source(self) -> AbstractContextManager[Source]:
+    def source(self, *, allow_pickle: bool = False) -> AbstractContextManager[Source]:
         """One snapshot to read threads from."""
         from persistence.backends.sqlite.transfer import SqliteSource
 
-        return SqliteSource(self)
+        return SqliteSource(self, allow_pickle=allow_pickle)
 
     def sink(self) -> AbstractContextManager[Sink]:
         """The target of a transfer."""

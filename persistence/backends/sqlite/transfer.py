@@ -20,12 +20,15 @@ from urllib.parse import quote
 from persistence.errors import SourceError
 from persistence.transfer.canonical import (
     NotCanonicalError,
+    body_fields,
     canonical_json,
     inline_json,
     is_delta,
     msgpack_value,
-    split_checkpoint,
+    split_usual,
+    version_text,
 )
+from persistence.transfer.formats import Formats, Typed
 from persistence.transfer.records import Checkpoint, Record, Reject, Value, ValueRef, Write
 
 if TYPE_CHECKING:
@@ -58,7 +61,6 @@ _NEEDED = {
 }
 _WAL_VERSION = b"\x02\x02"  # bytes 18 and 19 of the file header: sqlite.org/fileformat2.html
 _MAGIC = b"SQLite format 3\0"
-_PLAIN_TYPES = frozenset({"msgpack", "bytes", "bytearray", "null"})
 
 
 class SqliteSource:
@@ -69,12 +71,16 @@ class SqliteSource:
 
     database = None
 
-    def __init__(self, provider: Provider, seen: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, provider: Provider, seen: Mapping[str, object] | None = None, *, allow_pickle: bool = False
+    ) -> None:
         self.label = str(provider.dsn)
         self._provider = provider
         self._path = provider.dsn.path
         self._expected = seen
         self._settings = provider.settings
+        self._allow_pickle = allow_pickle
+        self._formats = Formats(provider.settings, allow_pickle=allow_pickle)
 
     def __enter__(self) -> SqliteSource:
         if self._path is None:
@@ -94,10 +100,11 @@ class SqliteSource:
         return self
 
     @classmethod
-    def on(cls, conn: sqlite3.Connection, label: str) -> SqliteSource:
+    def on(cls, conn: sqlite3.Connection, label: str, formats: Formats) -> SqliteSource:
         """What a transaction of somebody else's sees."""
         source = cls.__new__(cls)
         source.label, source._conn, source._unlocked = label, conn, None
+        source._formats = formats
         source._has_task_path = source._check_tables()
         return source
 
@@ -149,7 +156,11 @@ class SqliteSource:
 
     def share(self) -> Open | None:
         """See :mod:`persistence.transfer.workers`. A snapshot of a file in use is one connection's own."""
-        return None if self._unlocked is None else partial(SqliteSource, self._provider, self._unlocked.seen)
+        return (
+            None
+            if self._unlocked is None
+            else partial(SqliteSource, self._provider, self._unlocked.seen, allow_pickle=self._allow_pickle)
+        )
 
     def _was_changed(self) -> SourceError:
         return SourceError(
@@ -195,10 +206,10 @@ class SqliteSource:
         while next_checkpoints or next_writes:
             current = min(group[0] for group in (next_checkpoints, next_writes) if group)
             if next_checkpoints and next_checkpoints[0] == current:
-                yield from _ThreadReader(current).checkpoints(next_checkpoints[1], data=data)
+                yield from _ThreadReader(current, self._formats).checkpoints(next_checkpoints[1], data=data)
                 next_checkpoints = next(checkpoints, None)
             if next_writes and next_writes[0] == current:
-                yield from (_write(row, data=data) for row in next_writes[1])
+                yield from (_write(row, self._formats, data=data) for row in next_writes[1])
                 next_writes = next(writes, None)
 
     def _checkpoint_rows(self, thread: str | None) -> Iterator[tuple[Any, ...]]:
@@ -248,8 +259,9 @@ class _ThreadReader:
     before is not hashed again: comparing bytes is twenty times as fast.
     """
 
-    def __init__(self, thread_id: str) -> None:
+    def __init__(self, thread_id: str, formats: Formats) -> None:
         self._thread_id = thread_id
+        self._formats = formats
         self._ns: str | None = None
         self._last: dict[str, _Cached] = {}
         self._sent: set[tuple[str, str, str, bytes]] = set()
@@ -272,13 +284,26 @@ class _ThreadReader:
     def _split(self, row: tuple[Any, ...]) -> tuple[list[Value], Checkpoint]:
         _, ns, checkpoint_id, parent_id, type_, checkpoint, metadata = row
         _require_text(ns, checkpoint_id, parent_id or "")
-        _require_type(type_, checkpoint, {"msgpack"}, "checkpoint")
-        channels, versions, body_json = split_checkpoint(checkpoint)
+        typed: Mapping[str, Typed] = {}
+        usual = split_usual(checkpoint) if type_ in self._formats.plain_types else None
+        if usual is not None:
+            channels, versions, body_json = usual
+        else:
+            _, channels, typed = opened = self._formats.row(type_, checkpoint)
+            body, body_json = body_fields(opened.fields)
+            named = body.get("channel_versions", {})
+            if not isinstance(named, dict):
+                raise NotCanonicalError("channel_versions is not a map")
+            versions = {channel: version_text(version) for channel, version in named.items()}
         values: list[Value] = []
         refs = [
             self._value(channel, versions.get(channel), bytes(raw), values)
             for channel, raw in sorted(channels.items())
         ]
+        if typed:
+            for channel, value in sorted(typed.items()):
+                refs.append(self._typed(channel, versions.get(channel), *value, values))
+            refs.sort()
         return values, Checkpoint(
             self._thread_id,
             ns,
@@ -294,26 +319,30 @@ class _ThreadReader:
         last = self._last.get(channel)
         if last is not None and last.ref.version == version and last.raw == raw:
             return last.ref
-        type_, data = msgpack_value(raw)
-        digest = hashlib.sha256(data).digest()
-        if version is None or inline_json(type_, data) is not None:
-            ref = ValueRef(channel, version, type_, digest, data, len(data), False)
-        else:
-            ref = ValueRef(channel, version, type_, digest, None, len(data), is_delta(raw))
-            if (key := (channel, version, type_, digest)) not in self._sent:
-                self._sent.add(key)
-                new.append(Value(self._thread_id, self._ns or "", channel, version, type_, digest, data))
+        ref = self._typed(channel, version, *msgpack_value(raw), new)
         self._last[channel] = _Cached(raw, ref)
         return ref
 
+    def _typed(
+        self, channel: str, version: str | None, type_: str, data: bytes, new: list[Value]
+    ) -> ValueRef:
+        digest = hashlib.sha256(data).digest()
+        delta = type_ == "msgpack" and is_delta(data[:6])
+        if version is None or inline_json(type_, data) is not None:
+            return ValueRef(channel, version, type_, digest, data, len(data), delta)
+        if (key := (channel, version, type_, digest)) not in self._sent:
+            self._sent.add(key)
+            new.append(Value(self._thread_id, self._ns or "", channel, version, type_, digest, data))
+        return ValueRef(channel, version, type_, digest, None, len(data), delta)
 
-def _write(row: tuple[Any, ...], *, data: bool) -> Write | Reject:
+
+def _write(row: tuple[Any, ...], formats: Formats, *, data: bool) -> Write | Reject:
     thread_id, ns, checkpoint_id, task_id, idx, task_path, channel, type_, value = row
     try:
         _require_text(ns, checkpoint_id, task_id, task_path, channel)
         if not isinstance(idx, int):
             raise NotCanonicalError(f"the index of a write is stored as {type(idx).__name__}")
-        _require_type(type_, value, _PLAIN_TYPES, "write")
+        type_, value = formats.value(f"write to channel {channel!r}", type_, value)
     except NotCanonicalError as error:
         return Reject(thread_id, ns, checkpoint_id, str(error))
     digest = hashlib.sha256(value).digest()
@@ -326,15 +355,6 @@ def _require_text(*values: object) -> None:
     for value in values:
         if not isinstance(value, str):
             raise NotCanonicalError(f"an id is stored as {type(value).__name__}, not as text: {value!r}")
-
-
-def _require_type(type_: object, data: object, known: set[str] | frozenset[str], what: str) -> None:
-    if type_ not in known:
-        if isinstance(type_, str) and "+" in type_:
-            raise NotCanonicalError(f"the {what} is encrypted (type {type_!r}), which is not supported yet")
-        raise NotCanonicalError(f"the {what} has the serializer type {type_!r}, which is not supported yet")
-    if not isinstance(data, bytes):
-        raise NotCanonicalError(f"the {what} is stored as {type(data).__name__}, not as bytes")
 
 
 def _metadata(metadata: object) -> bytes:

@@ -7,12 +7,12 @@ import ormsgpack
 
 from persistence.backends.sqlite.codec import inside_map
 from persistence.transfer.canonical import decode_json, msgpack_value
+from persistence.transfer.formats import MSGPACK_TYPES
 from persistence.transfer.preflight import Findings
 from persistence.transfer.records import Checkpoint, Record, Value, Write
 
 _ROW_BYTES = 1_000_000_000  # SQLite's limit for a value and for a row, as it is compiled by default
 _INT8 = range(-(2**63), 2**63)
-_KNOWN_TYPES = frozenset({"msgpack", "bytes", "bytearray", "null"})
 _skip = msgspec.msgpack.Decoder(msgspec.Raw).decode
 
 
@@ -43,8 +43,6 @@ class SqlitePreflight(Findings):
             case Write():
                 if record.idx not in _INT8:
                     self.note("the index of a write is out of range", record)
-                if (reason := _unknown(record.channel, record.type)) is not None:
-                    self.note(reason, record)
                 if len(record.data or b"") > _ROW_BYTES:
                     self.note("a value is larger than a SQLite row can be", record)
 
@@ -73,8 +71,8 @@ class SqlitePreflight(Findings):
 
 def _unfit(channel: str, type_: str, data: bytes) -> str | None:
     """Why a map cannot hold a value: it is not one msgpack value, or stands there for another type."""
-    if (reason := _unknown(channel, type_)) is not None:
-        return reason
+    if type_ not in MSGPACK_TYPES:
+        return f"the value of channel {channel!r} is a {type_}; a checkpoint in SQLite has one format"
     packed = inside_map(type_, data)
     try:
         _skip(packed)
@@ -86,10 +84,3 @@ def _unfit(channel: str, type_: str, data: bytes) -> str | None:
             f" would give it back as {back[0]!r}"
         )
     return None
-
-
-def _unknown(channel: str, type_: str | None) -> str | None:
-    if type_ in _KNOWN_TYPES:
-        return None
-    how = "is encrypted" if "+" in (type_ or "") else "is not msgpack"
-    return f"the value of channel {channel!r} {how} (serializer type {type_!r}), which is not supported yet"

@@ -7,7 +7,6 @@ values; nothing is deserialised.
 from __future__ import annotations
 
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,11 @@ from persistence.backends.sqlite.transfer_preflight import SqlitePreflight
 from persistence.errors import ConflictError, ConnectError, TransferError
 from persistence.transfer.canonical import decode_json
 from persistence.transfer.digest import describe
+from persistence.transfer.formats import Formats
+from persistence.transfer.held import HeldValues
 from persistence.transfer.keys import Key
 from persistence.transfer.ledger import Ledger, Statement, entry_statements
-from persistence.transfer.records import Batch, Checkpoint, Value, ValueRef, Write
+from persistence.transfer.records import Batch, Checkpoint, Record, Value, Write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 _PUT = """
 INSERT INTO checkpoints
     (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata)
-VALUES (?, ?, ?, ?, 'msgpack', ?, ?)
+VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 _PUT_WRITE = """
 INSERT INTO writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, value)
@@ -51,7 +52,6 @@ SELECT EXISTS (SELECT 1 FROM checkpoints WHERE thread_id = ?1)
     OR EXISTS (SELECT 1 FROM writes WHERE thread_id = ?1)
 """
 _IS_THERE = (sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_UNIQUE)
-_IN_MEMORY = 8_000_000
 
 
 class SqliteSink:
@@ -69,6 +69,7 @@ class SqliteSink:
         self.label = str(provider.dsn)
         self._provider = provider
         self._database = provider.database
+        self._formats = Formats(provider.settings)
         self._rehearsing: sqlite3.Connection | None = None
 
     def __enter__(self) -> SqliteSink:
@@ -83,7 +84,7 @@ class SqliteSink:
         self._tidy = not self._database.has_log()
         if self._path.exists():
             self._database.connect(readonly=True).close()
-        self._values = _Values()
+        self._values = HeldValues()
         return self
 
     def __exit__(
@@ -128,6 +129,10 @@ class SqliteSink:
             for statement, args in entry_statements(batch.entry, batch.keys, self.now):
                 conn.execute(statement, args)
 
+    def placed(self, records: Iterable[Record]) -> Iterator[Record]:
+        """See :class:`persistence.transfer.records.Sink`; a row holds all its values."""
+        return iter(records)
+
     def skip(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`."""
         for record in batch.records:
@@ -146,7 +151,7 @@ class SqliteSink:
     def removing(self) -> Iterator[SqliteRemoval]:
         """See :class:`persistence.transfer.records.Sink`."""
         with self.transaction() as conn:
-            yield SqliteRemoval(conn, self.label)
+            yield SqliteRemoval(conn, self.label, self._formats)
 
     def query(self, statement: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """See :class:`persistence.transfer.ledger.Tables`. A file that is not there is not made."""
@@ -201,9 +206,11 @@ class SqliteSink:
                     self._values.add(record)
                 case Checkpoint():
                     key = (record.thread_id, record.checkpoint_ns, record.checkpoint_id, record.parent_id)
-                    conn.execute(_PUT, (*key, self._packed(record), record.metadata))
+                    row = self._formats.sealed("msgpack", self._packed(record))
+                    conn.execute(_PUT, (*key, *row, record.metadata))
                 case Write():
-                    conn.execute(_PUT_WRITE, (*record[:8], record.data or b""))
+                    row = self._formats.sealed(record.type, record.data or b"")
+                    conn.execute(_PUT_WRITE, (*record[:7], *row))
         except sqlite3.IntegrityError as error:
             if error.sqlite_errorcode not in _IS_THERE:  # a rule that somebody added
                 raise
@@ -217,12 +224,9 @@ class SqliteSink:
         """The checkpoint with its values as one msgpack map."""
         values = {}
         for ref in record.values:
-            if ref.data is not None:
-                values[ref.channel] = inside_map(ref.type, ref.data)
-            elif (held := self._values.get(record, ref)) is not None:
-                values[ref.channel] = inside_map(ref.type, held)
-            else:
+            if (data := self._values.get(record, ref)) is None:
                 raise TransferError(f"{describe(record)}: the value of channel {ref.channel!r} is missing")
+            values[ref.channel] = inside_map(ref.type, data)
         return joined(ormsgpack.packb(decode_json(record.body)), values)
 
     @contextmanager
@@ -241,9 +245,9 @@ class SqliteSink:
 class SqliteRemoval:
     """Takes rows out again, in the transaction of :meth:`SqliteSink.removing`."""
 
-    def __init__(self, conn: sqlite3.Connection, label: str) -> None:
+    def __init__(self, conn: sqlite3.Connection, label: str, formats: Formats) -> None:
         self._conn = conn
-        self.source = SqliteSource.on(conn, label)
+        self.source = SqliteSource.on(conn, label, formats)
 
     def remove(self, thread: str, keys: Iterable[Key]) -> None:
         """See :class:`persistence.transfer.records.Removal`; values have no rows here."""
@@ -252,36 +256,3 @@ class SqliteRemoval:
                 self._conn.execute(_REMOVE, (thread, key.checkpoint_ns, key.name))
             elif key.kind == "w":
                 self._conn.execute(_REMOVE_WRITE, (thread, *key[1:]))
-
-
-class _Values:
-    """The values of one thread and namespace, which its checkpoints repeat: a temporary file and an index."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - closed by close()
-        self._at: dict[tuple[str, str, str, bytes], tuple[int, int]] = {}
-        self._place: tuple[str, str] | None = None
-
-    def add(self, value: Value) -> None:
-        """Keep a value, and forget those of another namespace."""
-        if (place := value[:2]) != self._place:
-            self._place = place
-            self._at.clear()
-            self._file.seek(0)
-            self._file.truncate()
-        start = self._file.seek(0, 2)
-        self._file.write(value.data)
-        self._at[value.channel, value.version, value.type, value.sha256] = (start, len(value.data))
-
-    def get(self, checkpoint: Checkpoint, ref: ValueRef) -> bytes | None:
-        """What a checkpoint refers to."""
-        if checkpoint[:2] != self._place or ref.version is None:
-            return None
-        held = self._at.get((ref.channel, ref.version, ref.type, ref.sha256))
-        if held is None:
-            return None
-        self._file.seek(held[0])
-        return self._file.read(held[1])
-
-    def close(self) -> None:
-        self._file.close()

@@ -1,0 +1,220 @@
+"""Several values under one version of a channel.
+
+SQLite keeps the whole state in each checkpoint, so a graph that changes its state in place, without
+returning it, leaves several values under one version there. LangGraph's Postgres layout has one blob for
+each version. It gets what the newest checkpoint at this version holds, since that is what a graph goes on
+from, whoever reads it. The others stand in the rows of their checkpoints, as the markers that our own savers
+write (``persistence.backends.postgres.values``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from persistence.backends.postgres.values import marker
+from persistence.errors import TransferError
+from persistence.transfer.canonical import inline_json
+from persistence.transfer.digest import describe
+from persistence.transfer.formats import Formats
+from persistence.transfer.held import HeldValues
+from persistence.transfer.records import Checkpoint, Record, Value, ValueRef
+
+_encode = msgspec.json.encode
+_NO_VALUE = _encode(marker(None))
+
+
+class Held(NamedTuple):
+    """What a checkpoint holds in a channel."""
+
+    type: str
+    sha256: bytes
+    delta: bool
+    carrier: str | None
+    """The checkpoint whose record has the bytes; ``None`` where a :class:`Value` has them."""
+
+    def is_in(self, ref: ValueRef | None) -> bool:
+        """Whether another checkpoint holds the same."""
+        return ref is not None and ref.type == self.type and ref.sha256 == self.sha256
+
+
+Chosen = Mapping[tuple[str, str | None], Held | None]
+"""What the blob of a channel's version holds, where that had to be chosen; ``None``: there is no blob."""
+_NOTHING_CHOSEN: Chosen = {}
+
+
+@dataclass(slots=True)
+class _Version:
+    """What the checkpoints at one version hold."""
+
+    newest: Held | None
+    needs_blob: bool
+    several: bool = False
+
+    def see(self, ref: ValueRef | None, held: Held | None, *, needs_blob: bool) -> None:
+        """The next checkpoint."""
+        if held is None and self.newest is not None and self.newest.delta:
+            return  # a snapshot belongs to the checkpoints that carry its mark, and others hold nothing
+        taken = held is not None and held.delta and self.newest is None
+        same = ref is None if self.newest is None else self.newest.is_in(ref)
+        self.several = self.several or not (same or taken)
+        self.needs_blob = self.needs_blob or needs_blob
+        self.newest = held
+
+
+class Versions:
+    """Looks at all checkpoints, and decides which value of each version becomes the blob.
+
+    What it remembers of a namespace that was read are the versions with more than one value.
+    """
+
+    def __init__(self, *, all_blobs: bool) -> None:
+        self._all_blobs = all_blobs  # also scalars
+        self._special: dict[tuple[str, str], Chosen] = {}
+        self._carrying: set[tuple[str, str]] = set()
+        self._seen: dict[tuple[str, str], _Version] = {}
+
+    def see(self, record: Checkpoint) -> None:
+        """Take the next checkpoint of the namespace."""
+        held = {ref.channel: ref for ref in record.values}
+        for key in record.versions.items():
+            ref = held.get(key[0])
+            mine = None
+            needs_blob = False
+            if ref is not None:
+                needs_blob = self._all_blobs or ref.data is None or inline_json(ref.type, ref.data) is None
+                if needs_blob and ref.data is not None:
+                    self._carrying.add(record[:2])
+                carrier = record.checkpoint_id if ref.data is not None else None
+                mine = Held(ref.type, ref.sha256, ref.delta, carrier)
+            if (seen := self._seen.get(key)) is None:
+                self._seen[key] = _Version(mine, needs_blob)
+            else:
+                seen.see(ref, mine, needs_blob=needs_blob)
+
+    def end(self, place: tuple[str, str]) -> list[tuple[str, str]]:
+        """The namespace has no more checkpoints; its channels and versions of which the blob was chosen."""
+        several = [key for key, seen in self._seen.items() if seen.needs_blob and seen.several]
+        if several:
+            self._special[place] = {key: self._seen[key].newest for key in several}
+        self._seen.clear()
+        return several
+
+    def as_it_came(self, record: Checkpoint) -> bool:
+        """Whether the namespace's rows hold what its records do."""
+        place = record[:2]
+        return place not in self._special and place not in self._carrying
+
+    def of(self, record: Value | Checkpoint) -> Chosen:
+        """What was chosen in the namespace of a record."""
+        return self._special.get(record[:2], _NOTHING_CHOSEN) if self._special else _NOTHING_CHOSEN
+
+
+class Placement:
+    """Puts each value where :class:`Versions` decided: into the blob table, or into a checkpoint's row."""
+
+    def __init__(self, versions: Versions, *, all_blobs: bool) -> None:
+        self._versions = versions
+        self._all_blobs = all_blobs
+        self._values = HeldValues()
+        self._place: tuple[str, str] | None = None
+        self._placed: set[tuple[str, str | None]] = set()
+
+    def records(self, records: Iterable[Record]) -> Iterator[Record]:
+        """See :meth:`persistence.transfer.records.Sink.placed`."""
+        with closing(self._values):
+            for record in records:
+                match record:
+                    case Value():
+                        if self._is_blob(record):
+                            yield record
+                    case Checkpoint():
+                        yield from self._checkpoint(record)
+                    case _:
+                        yield record
+
+    def _is_blob(self, value: Value) -> bool:
+        """Whether the blob table gets it; another one is kept for the rows of its checkpoints."""
+        special = self._versions.of(value)
+        if (key := (value.channel, value.version)) not in special:
+            return self._is_first(value, key)
+        held = special[key]
+        if held is not None and held.carrier is None and held[:2] == (value.type, value.sha256):
+            return True
+        self._values.add(value)
+        return False
+
+    def _checkpoint(self, record: Checkpoint) -> Iterator[Value | Checkpoint]:
+        """The checkpoint with what its row holds, after the blobs that only its record has."""
+        if self._versions.as_it_came(record):
+            yield record
+            return
+        special = self._versions.of(record)
+        refs = []
+        for ref in record.values:
+            key = (ref.channel, ref.version)
+            if is_marked(ref, special, all_blobs=self._all_blobs):
+                if (data := self._values.get(record, ref)) is None:
+                    where = describe(record)
+                    raise TransferError(f"{where}: the value of channel {ref.channel!r} is missing")
+                refs.append(ref._replace(data=data))
+            elif ref.data is None or (special.get(key) is None and self._is_scalar(ref)):
+                refs.append(ref)
+            else:
+                chosen = special.get(key)
+                if chosen.carrier == record.checkpoint_id if chosen else self._is_first(record, key):
+                    yield Value(*record[:2], ref.channel, ref.version or "", *ref[2:4], ref.data)
+                refs.append(ref._replace(data=None))
+        yield record._replace(values=tuple(refs))
+
+    def _is_scalar(self, ref: ValueRef) -> bool:
+        return not self._all_blobs and inline_json(ref.type, ref.data or b"") is not None
+
+    def _is_first(self, record: Value | Checkpoint, key: tuple[str, str | None]) -> bool:
+        """Whether a version of which no blob was chosen has none yet."""
+        if (place := record[:2]) != self._place:
+            self._place = place
+            self._placed.clear()
+        if key in self._placed:
+            return False
+        self._placed.add(key)
+        return True
+
+
+def is_marked(ref: ValueRef, special: Chosen, *, all_blobs: bool = False) -> bool:
+    """Whether a checkpoint's row holds a value as a marker."""
+    key = (ref.channel, ref.version)
+    if ref.version is None or (key in special and special[key] is None):
+        return all_blobs or ref.data is None or inline_json(ref.type, ref.data) is None
+    return (blob := special.get(key)) is not None and not blob.is_in(ref)
+
+
+def channel_values(record: Checkpoint, special: Chosen, formats: Formats) -> bytes:
+    """What a row holds of the values: scalars, markers, and ``true`` for a DeltaChannel snapshot.
+
+    Args:
+        record: A checkpoint that :class:`Placement` gave.
+        special: What was chosen in its namespace.
+        formats: Encrypt what is not readable in the row.
+    """
+    inline = []
+    for ref in record.values:
+        if ref.data is None:
+            if ref.delta:
+                inline.append((ref.channel, b"true"))  # what ``put`` of 3.2.0 leaves
+            continue
+        scalar = None if formats.encrypts else inline_json(ref.type, ref.data)
+        if scalar is None or special.get((ref.channel, ref.version)) is not None:
+            scalar = _encode(marker(formats.sealed(ref.type, ref.data)))
+        inline.append((ref.channel, scalar))
+    if special:
+        held = {ref.channel for ref in record.values}
+        for key in record.versions.items():
+            blob = special.get(key)
+            if key[0] not in held and blob is not None and not blob.delta:
+                inline.append((key[0], _NO_VALUE))
+    return b"{" + b",".join(_encode(channel) + b":" + text for channel, text in inline) + b"}"
