@@ -37,8 +37,8 @@ class ArchiveSource:
     ) -> None:
         self.label = f"archive {folder}"
         self._folder = folder
-        self._given = manifest
         self._allow_pickle = allow_pickle
+        self._given = manifest
 
     def __enter__(self) -> ArchiveSource:
         self.manifest = self._given or fmt.read_manifest(self._folder)
@@ -105,9 +105,6 @@ class ArchiveSource:
         reader = Reader(self.label, None if threads is None else set(threads))
         for number in numbers:
             for record in self._read(reader, number):
-                if not all(is_known(type_, allow_pickle=self._allow_pickle) for type_ in _types(record)):
-                    yield _reject(record)
-                    continue
                 if data:
                     yield record
                 elif isinstance(record, Write):
@@ -134,7 +131,9 @@ class ArchiveSource:
         """The records of one part."""
         part = self.manifest.parts[number]
         before = self.manifest.parts[number - 1] if number else None
-        return reader.records(part, self._frames(part), before)
+        for record in reader.records(part, self._frames(part), before):
+            known = all(is_known(type_, allow_pickle=self._allow_pickle) for type_ in _types(record))
+            yield record if known else _reject(record)
 
     def check_part(self, part: fmt.Part) -> None:
         """Compare a part's size and checksum with the manifest; nothing is decompressed.
@@ -190,15 +189,15 @@ class ArchiveSource:
             raise ArchiveError(f"{part.file} of {self.label} holds less than its manifest says")
 
 
-def _types(record: Record) -> Iterator[str]:
+def _types(record: Value | Checkpoint | Write) -> Iterator[str]:
     """The serializer's types of the data in a record."""
     if isinstance(record, Checkpoint):
         yield from (ref.type for ref in record.values if ref.data is not None)
-    elif isinstance(record, Value | Write):
+    else:
         yield record.type
 
 
-def _reject(record: Record) -> Reject:
+def _reject(record: Value | Checkpoint | Write) -> Reject:
     where = "" if isinstance(record, Value) else record.checkpoint_id
     return Reject(*record[:2], where, unknown("record", ", ".join(_types(record))))
 
