@@ -26,7 +26,7 @@ from persistence.transfer.canonical import NotCanonicalError, json_value
 
 _PYDANTIC = {"construct": EXT_PYDANTIC_V1, "model_construct": EXT_PYDANTIC_V2}
 _TIME = ("hour", "minute", "second", "microsecond", "tzinfo")
-_MOVED = {("langgraph.constants", "Send"): "langgraph.types"}
+_MOVED = dict.fromkeys([("langgraph.constants", name) for name in ("Send", "Interrupt")], "langgraph.types")
 
 
 def typed_of(text: bytes) -> tuple[str, bytes]:
