@@ -112,6 +112,12 @@ SCENARIOS = {
     scenario.name: scenario
     for scenario in (
         Scenario("sqlite-postgres", lambda p: transfer.migrate(p.source, p.postgres), postgres_rows),
+        # Traps are in the parent only; its workers must end with it.
+        Scenario(
+            "sqlite-postgres-workers",
+            lambda p: transfer.migrate(p.source, p.postgres, options=transfer.Options(workers=2)),
+            postgres_rows,
+        ),
         Scenario("postgres-sqlite", lambda p: transfer.migrate(p.source_postgres, p.sqlite), sqlite_rows),
         Scenario("sqlite-sqlite", lambda p: transfer.migrate(p.source, p.sqlite), sqlite_rows),
         Scenario("sqlite-archive-postgres", _through_an_archive, postgres_rows),
