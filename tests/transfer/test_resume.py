@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psycopg
@@ -72,36 +70,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(25):  # one thread that spans batches
             make.put(saver, "long", {"c": ["x" * (number // 2)]}, versions={"c": number // 2})
     return path
-
-
-def test_killed_around_every_commit(source: Path, postgres_dsn: str) -> None:
-    transfer.migrate(source, f"{postgres_dsn}&schema=clean")
-    clean = rows(postgres_dsn, "clean")
-    # Before, inside and after the transaction of a batch, in turn; each run goes on where the last one died.
-    for die_at in [1, 2, 3, 4, 5, 6, 8, 10]:
-        assert finish(run(source, f"{postgres_dsn}&schema=killed", die_at=die_at)) == -signal.SIGKILL
-    assert finish(run(source, f"{postgres_dsn}&schema=killed")) == 0
-    assert rows(postgres_dsn, "killed") == clean
-    report = transfer.migrate(source, f"{postgres_dsn}&schema=killed")
-    assert report.already_done
-    assert report.verified
-
-
-@pytest.mark.parametrize("by_archive", [False, True], ids=["direct", "archive"])
-def test_killed_at_random_instants(source: Path, postgres_dsn: str, tmp_path: Path, by_archive: bool) -> None:
-    transfer.migrate(source, f"{postgres_dsn}&schema=clean")
-    archive = tmp_path / "archive" if by_archive else None
-    choose = random.Random(11)  # noqa: S311 - instants, not secrets
-    for _ in range(6):
-        process = run(source, f"{postgres_dsn}&schema=killed", archive)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(choose.uniform(0, 1.2))
-        process.kill()
-        process.communicate()
-    assert finish(run(source, f"{postgres_dsn}&schema=killed", archive)) == 0
-    assert rows(postgres_dsn, "killed") == rows(postgres_dsn, "clean")
-    assert transfer.verify(source, f"{postgres_dsn}&schema=killed").equal
 
 
 def interrupted(source: Path, dsn: str) -> None:

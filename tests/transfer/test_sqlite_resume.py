@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from persistence import transfer
 from persistence.errors import ConflictError, PersistenceError, TransferError
 from persistence.registry import provider_for
 from tests.transfer import make
-from tests.transfer.conftest import file_rows, sqlite_tuples
+from tests.transfer.conftest import file_rows
 from tests.transfer.test_resume import finish, source
 
 __all__ = ["source"]
@@ -70,46 +68,6 @@ def run(source: Path | str, target: Path, *, die_at: int = 0) -> subprocess.Pope
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def origin(request: pytest.FixtureRequest, source: Path) -> Path | str:
-    """The same threads; Postgres sends the values of a namespace before its checkpoints."""
-    if request.param == "sqlite":
-        return source
-    dsn: str = request.getfixturevalue("postgres_dsn")
-    transfer.migrate(source, dsn)
-    return dsn
-
-
-def test_killed_around_every_commit(source: Path, origin: Path | str, tmp_path: Path) -> None:
-    transfer.migrate(source, f"sqlite:///{tmp_path}/clean.db")
-    killed = tmp_path / "killed.db"
-    # Before, inside and after the transaction of a batch, in turn; each run goes on where the last one died.
-    for die_at in [1, 2, 3, 6, 8]:
-        assert finish(run(origin, killed, die_at=die_at)) == -signal.SIGKILL
-    assert finish(run(origin, killed)) == 0
-    assert file_rows(killed) == file_rows(tmp_path / "clean.db")
-    assert sqlite_tuples(killed) == sqlite_tuples(source)
-    report = transfer.migrate(origin, f"sqlite:///{killed}")
-    assert report.already_done
-    assert report.verified
-    assert not [path.name for path in tmp_path.glob("killed.db-*")]
-
-
-def test_killed_at_random_instants(source: Path, tmp_path: Path) -> None:
-    transfer.migrate(source, f"sqlite:///{tmp_path}/clean.db")
-    killed = tmp_path / "killed.db"
-    choose = random.Random(11)  # noqa: S311 - instants, not secrets
-    for _ in range(3):
-        process = run(source, killed)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(choose.uniform(0, 0.6))
-        process.kill()
-        process.communicate()
-    assert finish(run(source, killed)) == 0
-    assert file_rows(killed) == file_rows(tmp_path / "clean.db")
 
 
 def interrupted(source: Path, target: Path) -> str:

@@ -108,6 +108,11 @@ def _through_an_archive(place: Place) -> None:
     transfer.migrate(place.source, place.postgres, archive=place.folder / "archive")
 
 
+def _undo(dsn: str) -> None:
+    if transfer.runs(dsn)[0].state != "undone":
+        transfer.undo("last", dsn)
+
+
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
@@ -121,5 +126,17 @@ SCENARIOS = {
         Scenario("postgres-sqlite", lambda p: transfer.migrate(p.source_postgres, p.sqlite), sqlite_rows),
         Scenario("sqlite-sqlite", lambda p: transfer.migrate(p.source, p.sqlite), sqlite_rows),
         Scenario("sqlite-archive-postgres", _through_an_archive, postgres_rows),
+        Scenario(
+            "undo-postgres",
+            lambda p: _undo(p.postgres),
+            postgres_rows,
+            prepare=lambda p: transfer.migrate(p.source, p.postgres),
+        ),
+        Scenario(
+            "undo-sqlite",
+            lambda p: _undo(p.sqlite),
+            sqlite_rows,
+            prepare=lambda p: transfer.migrate(p.source, p.sqlite),
+        ),
     )
 }
