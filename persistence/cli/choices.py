@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -48,7 +49,7 @@ OnConflict = Annotated[
     typer.Option(
         "--on-conflict",
         metavar="error|skip|replace|merge",
-        help="What to do about threads that TARGET has already.",
+        help="What to do about threads and items that TARGET has already.",
     ),
 ]
 MaxMbps = Annotated[
@@ -79,6 +80,27 @@ AllowPickle = Annotated[
 ]
 Decrypt = Annotated[bool, typer.Option("--decrypt", help="Write values that were encrypted as plaintext.")]
 
+
+class Part(StrEnum):
+    """What ``--include`` names."""
+
+    CHECKPOINTS = "checkpoints"
+    STORE = "store"
+
+
+Include = Annotated[
+    list[Part] | None,
+    typer.Option(
+        "--include",
+        help="What takes part: the threads (checkpoints), the items of the store, or both; repeatable."
+        " Default: checkpoints.",
+    ),
+]
+WithoutVectors = Annotated[
+    bool,
+    typer.Option("--without-vectors", help="Leave out the embeddings of the store's items."),
+]
+
 _AGE = re.compile(r"(\d+)([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -100,6 +122,17 @@ def selection(
         newer_than=_moment("--newer-than", newer_than),
         older_than=_moment("--older-than", older_than),
     )
+
+
+def parts(include: list[Part] | None, select: Selection) -> tuple[Literal["checkpoints", "store"], ...]:
+    """What takes part."""
+    from persistence.transfer.options import THREADS
+
+    if include and Part.CHECKPOINTS not in include and not select.everything:
+        raise typer.BadParameter(
+            "threads are selected, but not included; add --include checkpoints", param_hint="--include"
+        )
+    return tuple(part.value for part in include) if include else THREADS
 
 
 def _condition(text: str) -> tuple[str, Any]:

@@ -88,6 +88,8 @@ def _summary(plan: Plan) -> Iterator[tuple[str, object]]:
     yield "checkpoints", f"{totals.checkpoints:,}"
     yield "pending writes", f"{totals.writes:,}"
     yield "channel values", f"{totals.values:,} stored, {totals.values_referenced:,} referenced"
+    if plan.store.items:
+        yield "store", f"{plan.store.items:,} items, {plan.store.vectors:,} vectors"
     yield "size in the target", size
     if (largest := plan.sizes.largest_checkpoint) is not None:
         yield "largest checkpoint", f"{amount(largest.bytes)}, in thread {largest.thread_id!r}"

@@ -110,7 +110,7 @@ def progress() -> Iterator[Tracker]:
     from rich.progress import Progress as Bars
 
     with Bars(
-        TextColumn("{task.description:<7}"),
+        TextColumn("{task.description:<12}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]:>24}"),
@@ -146,8 +146,9 @@ class _Lines:
         if not (step.ended or step.seconds - step.shown >= LINE_EVERY):
             return
         step.shown = step.seconds
+        unit = "items" if step.phase.endswith("store") else "checkpoints"
         parts = [
-            f"{step.phase}: {step.done:,} of {step.total:,} checkpoints",
+            f"{step.phase}: {step.done:,} of {step.total:,} {unit}",
             amount(step.bytes),
             *_rates(step),
         ]
@@ -178,7 +179,8 @@ def _rates(step: Step) -> list[str]:
 
     if step.bytes_per_second is None or step.checkpoints_per_second is None:
         return []
-    return [f"{amount(step.bytes_per_second)}/s", f"{step.checkpoints_per_second:,.0f} cp/s"]
+    unit = "items" if step.phase.endswith("store") else "cp"
+    return [f"{amount(step.bytes_per_second)}/s", f"{step.checkpoints_per_second:,.0f} {unit}/s"]
 
 
 def _rounded(value: float | None) -> float | None:

@@ -12,6 +12,7 @@ from persistence.cli.arguments import Archive, Json, Source, Target, read_dsn, r
 from persistence.cli.choices import (
     AllowPickle,
     Decrypt,
+    Include,
     Match,
     MaxMbps,
     NewerThan,
@@ -19,7 +20,9 @@ from persistence.cli.choices import (
     OnConflict,
     Threads,
     Where,
+    WithoutVectors,
     Workers,
+    parts,
     selection,
 )
 from persistence.cli.console import OK, emit, printable, rows
@@ -54,6 +57,8 @@ def migrate(
     where: Where = None,
     newer_than: NewerThan = None,
     older_than: OlderThan = None,
+    include: Include = None,
+    without_vectors: WithoutVectors = False,
     on_conflict: OnConflict = "error",
     max_mbps: MaxMbps = None,
     workers: Workers = None,
@@ -80,6 +85,8 @@ def migrate(
         decrypt=decrypt,
         max_mbps=max_mbps,
         workers=workers,
+        include=parts(include, select),
+        vectors=not without_vectors,
     )
     check_flags(dry_run=dry_run, against_target=against_target)
     if dry_run:
@@ -104,6 +111,8 @@ def export(
     older_than: OlderThan = None,
     allow_pickle: AllowPickle = False,
     decrypt: Decrypt = False,
+    include: Include = None,
+    without_vectors: WithoutVectors = False,
     dry_run: DryRun = False,
     report: ReportPath = None,
     as_json: Json = False,
@@ -113,7 +122,13 @@ def export(
 
     left = read_dsn(source)
     select = selection(thread, match, where, newer_than, older_than)
-    options = transfer.Options(select=select, allow_pickle=allow_pickle, decrypt=decrypt)
+    options = transfer.Options(
+        select=select,
+        allow_pickle=allow_pickle,
+        decrypt=decrypt,
+        include=parts(include, select),
+        vectors=not without_vectors,
+    )
     if dry_run:
         return planned("export", left, archive, options, report)
     with running("export", report, source=left, target=archive) as run:
@@ -130,6 +145,8 @@ def import_(
     where: Where = None,
     newer_than: NewerThan = None,
     older_than: OlderThan = None,
+    include: Include = None,
+    without_vectors: WithoutVectors = False,
     on_conflict: OnConflict = "error",
     max_mbps: MaxMbps = None,
     workers: Workers = None,
@@ -153,6 +170,8 @@ def import_(
         decrypt=decrypt,
         max_mbps=max_mbps,
         workers=workers,
+        include=parts(include, select),
+        vectors=not without_vectors,
     )
     check_flags(dry_run=dry_run, against_target=against_target)
     if dry_run:
@@ -177,6 +196,8 @@ def verify(
     newer_than: NewerThan = None,
     older_than: OlderThan = None,
     allow_pickle: AllowPickle = False,
+    include: Include = None,
+    without_vectors: WithoutVectors = False,
     report: ReportPath = None,
     depth: Annotated[
         str,
@@ -225,11 +246,21 @@ def verify(
     second = read_dsn_or_path(right)
     with running("verify", report, left=first, right=second) as run:
         verdict = transfer.verify(
-            first, second, progress=run.show, select=select, check=check, allow_pickle=allow_pickle
+            first,
+            second,
+            progress=run.show,
+            select=select,
+            check=check,
+            include=parts(include, select),
+            vectors=not without_vectors,
+            allow_pickle=allow_pickle,
         )
         run.ended("equal" if verdict.equal else "different", verdict.to_json())
     document = json.loads(verdict.to_json())
-    emit(document, [*(printable(str(found)) for found in verdict.differences), verdict.summary()])
+    lines = [printable(str(found)) for found in (*verdict.differences, *verdict.item_differences)]
+    if verdict.items_left_out:
+        lines.append(_left_out(verdict.items_left_out, "are not compared"))
+    emit(document, [*lines, verdict.summary()])
     return OK if verdict.equal else VerificationError.exit_code
 
 
@@ -244,6 +275,7 @@ def _checked(check: ArchiveCheck) -> int:
         ("pending writes", f"{totals.writes:,}"),
         ("channel values", f"{totals.values:,}"),
         ("size", amount(totals.bytes)),
+        *([("store", f"{check.items:,} of {check.total_items:,} items")] if check.total_items else []),
         ("time", f"{check.seconds:.1f} s"),
         ("result", check.summary()),
     ]
@@ -266,6 +298,7 @@ def _summary(done: str, report: Report) -> int:
         ("pending writes", f"{totals.writes:,}"),
         ("channel values", f"{totals.values:,} stored, {totals.values_referenced:,} referenced"),
         ("size", size),
+        *_store(report),
         ("time", f"{report.seconds:.1f} s"),
         *([("run", report.run_id)] if report.run_id else []),
         *(
@@ -277,6 +310,23 @@ def _summary(done: str, report: Report) -> int:
     ]
     emit(json.loads(report.to_json()), [rows(pairs), *found(report.findings)])
     return OK
+
+
+def _store(report: Report) -> list[tuple[str, object]]:
+    from persistence.transfer.report import amount
+
+    store = report.store
+    if report.items_left_out:
+        return [("store", _left_out(report.items_left_out, "do not move"))]
+    if not store.items:
+        return []
+    kept = f"; the target keeps its own {store.kept:,}" if store.kept else ""
+    moved = f"{store.items:,} items in {store.namespaces:,} namespaces, {store.vectors:,} vectors"
+    return [("store", f"{moved}, {amount(store.bytes)}{kept}")]
+
+
+def _left_out(count: int, what: str) -> str:
+    return f"{count:,} items of the store {what}; --include store adds them"
 
 
 def _result(done: str, report: Report) -> str:

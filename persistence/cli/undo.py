@@ -64,6 +64,7 @@ def undo(
         ("run", undone.run_id),
         ("target", undone.target),
         ("threads", f"{undone.threads:,}"),
+        *([("items", f"{undone.items:,} of the store")] if undone.items else []),
         ("checkpoints", f"{undone.checkpoints:,} removed"),
         ("pending writes", f"{undone.writes:,} removed"),
     ]

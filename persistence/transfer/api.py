@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,16 +30,18 @@ from persistence.transfer.engine import (
     verify_copy,
     verify_merged,
 )
-from persistence.transfer.options import Options
-from persistence.transfer.preflight import Findings
+from persistence.transfer.included import included, left_out
+from persistence.transfer.options import THREADS, Options, Part
+from persistence.transfer.preflight import Findings, ItemFindings
 from persistence.transfer.records import Source
 from persistence.transfer.removal import Later, Undone, find_run
 from persistence.transfer.removal import undo as undo_run
-from persistence.transfer.report import Progress, Report, no_progress
+from persistence.transfer.report import Progress, Report, StoreTotals, no_progress
 from persistence.transfer.sampling import Sample
 from persistence.transfer.selection import Selection
 from persistence.transfer.sides import Side, open_source, open_target, require_decrypt
 from persistence.transfer.spool import Spool
+from persistence.transfer.store import StoreMove
 
 if TYPE_CHECKING:
     from persistence.contract import Provider
@@ -84,16 +87,17 @@ def migrate(
     provider = open_target(target, settings, options)
     if archive is None:
         with open_source(source, settings, allow_pickle=options.allow_pickle) as opened:
-            return _load(options.select.of(opened), provider, clock, options, verify=verify)
+            return _load(opened, provider, clock, options, verify=verify)
     require_decrypt(settings, options)
-    with open_source(source, settings, allow_pickle=options.allow_pickle) as whole, provider.sink():
-        opened, label = options.select.of(whole), whole.label
+    with open_source(source, settings, allow_pickle=options.allow_pickle) as opened, provider.sink():
         if os.path.exists(archive / MANIFEST):  # noqa: PTH110 - False where it may not look
-            _require_same(opened, archive, clock)
+            _require_same(opened, archive, clock, options)
         else:
-            _write_archive(opened, archive, clock)
+            _write_archive(opened, archive, clock, options)
+        label, items_left_out = opened.label, left_out(opened, options)
     with ArchiveSource(archive, allow_pickle=options.allow_pickle) as stored:
-        return replace(_load(stored, provider, clock, options, verify=verify), source=label)
+        report = _load(stored, provider, clock, options, verify=verify)
+        return replace(report, source=label, items_left_out=items_left_out)
 
 
 def export(
@@ -114,8 +118,9 @@ def export(
     clock = Clock(progress or no_progress)
     require_decrypt(settings, options)
     with open_source(source, settings, allow_pickle=options.allow_pickle) as opened:
-        found = _write_archive(options.select.of(opened), archive, clock)
-        return _report(opened.label, f"archive {archive}", found, clock)
+        found = _write_archive(opened, archive, clock, options)
+        report = _report(opened.label, f"archive {archive}", found, clock)
+        return replace(report, items_left_out=left_out(opened, options))
 
 
 def import_(
@@ -135,7 +140,7 @@ def import_(
     clock = Clock(progress or no_progress)
     provider = open_target(target, settings, options)
     with ArchiveSource(archive, allow_pickle=options.allow_pickle) as stored:
-        return _load(options.select.of(stored), provider, clock, options, verify=verify)
+        return _load(stored, provider, clock, options, verify=verify)
 
 
 def verify(
@@ -148,6 +153,8 @@ def verify(
     select: Selection = EVERYTHING,
     check: Check = DIGESTS,
     allow_pickle: bool = False,
+    include: Collection[Part] = THREADS,
+    vectors: bool = True,
 ) -> Verdict:
     """Compare two sides by content, each digest computed from that side's own rows.
 
@@ -156,9 +163,12 @@ def verify(
         right: The same.
         settings: Defaults to the settings from the environment.
         progress: Told how far it has come.
-        subset: Threads that only the right side has are no difference.
+        subset: Threads and items that only the right side has are no difference.
         select: Compare only these threads; each side selects from its own.
-        check: How deep, by which sample, and whether it can be resumed.
+        check: How deep, by which sample, and whether it can be resumed. Items of the store are always
+            compared by their content, all of them.
+        include: What to compare; see :class:`Options`.
+        vectors: Whether the embeddings of items are compared.
         allow_pickle: Compare rows that are pickled, too. To read them from SQLite runs code.
 
     Raises:
@@ -172,8 +182,13 @@ def verify(
         open_source(left, settings, allow_pickle=allow_pickle) as lefts,
         open_source(right, settings, allow_pickle=allow_pickle) as rights,
     ):
-        sides = select.of(lefts), select.of(rights)
-        return Comparison(*sides, check, clock, subset=subset, about=about).run()
+        options = Options(select=select, include=include, vectors=vectors)
+        one, other = included(lefts, options), included(rights, options)
+        with StoreMove(one, options, clock) as store:
+            verdict = Comparison(one, other, check, clock, subset=subset, about=about).run()
+            store.verify(other, verdict, subset=subset)
+        verdict.items_left_out = left_out(lefts, options) + left_out(rights, options)
+        return verdict
 
 
 def runs(target: str | Dsn, *, settings: Settings | None = None) -> list[Run]:
@@ -228,11 +243,14 @@ def verify_archive(
         return check_archive(stored, check.depth, sample, Clock(progress or no_progress))
 
 
-def _load(source: Source, provider: Provider, clock: Clock, options: Options, *, verify: bool) -> Report:
-    with provider.sink() as sink, Spool() as spool:
+def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, verify: bool) -> Report:
+    source = included(whole, options)
+    with provider.sink() as sink, Spool() as spool, StoreMove(source, options, clock) as store:
         found = scan(source, spool, clock, sink.preflight())
+        conflict = store.join(found, sink.store().preflight(), sink=sink)
         if options.on_conflict == "error":
             refuse_strangers(source, sink, spool)
+            store.refuse(conflict, sink, found.fingerprint)
         if source.database is not None and sink.identity.startswith(f"{source.database}/"):
             _require_tables(provider)
         schema.setup(provider)
@@ -240,16 +258,19 @@ def _load(source: Source, provider: Provider, clock: Clock, options: Options, *,
             workers = options.workers or provider.settings.transfer_workers
             copied = copy(source, sink, found, spool, clock, replace(options, workers=workers))
             if not copied.already_done:
+                copied.written += store.copy(sink, copied.run_id)
                 if verify:
                     with provider.source(allow_pickle=options.allow_pickle) as target:
                         apart = frozenset([*copied.having("skip"), *copied.having("merge")])
                         verdict = verify_copy(source, target, spool, clock, found.totals.checkpoints, apart)
+                        store.verify(target, verdict, subset=True)
                     verify_merged(source, sink, copied.having("merge"), verdict)
                     verdict.require()
                     copied.verified = True
                 finish(sink, copied, found.totals)
         report = _report(source.label, sink.label, found, clock, copied, verified=copied.verified)
-        return replace(report, repeats_values=sink.repeats_values)
+        left = left_out(whole, options)
+        return replace(report, repeats_values=sink.repeats_values, items_left_out=left)
 
 
 def _require_tables(provider: Provider) -> None:
@@ -261,17 +282,23 @@ def _require_tables(provider: Provider) -> None:
         )
 
 
-def _write_archive(source: Source, folder: Path, clock: Clock) -> Scan:
-    with ArchiveWriter(folder) as writer, Spool() as spool:
+def _write_archive(whole: Source, folder: Path, clock: Clock, options: Options) -> Scan:
+    source = included(whole, options)
+    with ArchiveWriter(folder) as writer, Spool() as spool, StoreMove(source, options, clock) as store:
         found = scan(source, spool, clock, Findings(), writer)
-        writer.finish(source.label, found.fingerprint, found.totals)
+        threads = found.fingerprint
+        store.join(found, ItemFindings(), writer.store() if "store" in options.include else None)
+        writer.finish(source.label, threads, found.totals, store.totals, store.fingerprint)
         return found
 
 
-def _require_same(source: Source, folder: Path, clock: Clock) -> None:
+def _require_same(whole: Source, folder: Path, clock: Clock, options: Options) -> None:
     """An archive that is there already is used if it holds what the source holds now."""
-    with ArchiveSource(folder) as stored, Spool() as spool:
-        if scan(source, spool, clock, Findings()).fingerprint != stored.manifest.fingerprint:
+    source = included(whole, options)
+    with ArchiveSource(folder) as stored, Spool() as spool, StoreMove(source, options, clock) as store:
+        found = scan(source, spool, clock, Findings())
+        store.join(found, ItemFindings())
+        if found.fingerprint != stored.manifest.content:
             raise ArchiveError(
                 f"archive {folder} exists and holds something else than {source.label}",
                 hint="name another folder",
@@ -302,4 +329,5 @@ def _report(
         phases=clock.phases,
         findings=found.findings,
         sizes=found.sizes,
+        store=found.store.totals if found.store else StoreTotals(),
     )

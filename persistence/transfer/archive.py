@@ -12,19 +12,22 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 import zstandard
+from msgspec.msgpack import Decoder
 
 from persistence.errors import ArchiveError
 from persistence.transfer import archive_format as fmt
 from persistence.transfer.archive_reader import Reader, damaged
+from persistence.transfer.archive_store import ArchiveStore
 from persistence.transfer.formats import is_known, unknown
 from persistence.transfer.records import Checkpoint, Record, Reject, Value, Write
 from persistence.transfer.workers import Open
 
 _CHUNK = 1 << 20
+Frame = TypeVar("Frame")
 
 
 class ArchiveSource:
@@ -74,7 +77,7 @@ class ArchiveSource:
         last: str | None = None
         count = 0
         for part in self.manifest.parts:
-            for frame in self._frames(part):
+            for frame in self.frames(part, fmt.decoder):
                 if isinstance(frame, fmt.ThreadFrame) and not frame.continued:
                     if last is not None and frame.thread_id <= last:
                         raise damaged(self.label, part, f"thread {frame.thread_id!r} is out of order")
@@ -131,11 +134,11 @@ class ArchiveSource:
         """The records of one part."""
         part = self.manifest.parts[number]
         before = self.manifest.parts[number - 1] if number else None
-        for record in reader.records(part, self._frames(part), before):
+        for record in reader.records(part, self.frames(part, fmt.decoder), before):
             known = all(is_known(type_, allow_pickle=self._allow_pickle) for type_ in _types(record))
             yield record if known else _reject(record)
 
-    def check_part(self, part: fmt.Part) -> None:
+    def check_part(self, part: fmt.StorePart) -> None:
         """Compare a part's size and checksum with the manifest; nothing is decompressed.
 
         Raises:
@@ -144,17 +147,26 @@ class ArchiveSource:
         with fmt.open_regular(self._folder, part.file) as file:
             self._check(part, file)
 
-    def _frames(self, part: fmt.Part) -> Iterator[fmt.Frame]:
+    def store(self) -> ArchiveStore:
+        """See :class:`persistence.transfer.records.Source`."""
+        return ArchiveStore(self)
+
+    def frames(self, part: fmt.StorePart, decoder: Decoder[Frame]) -> Iterator[Frame]:
+        """What is in one part.
+
+        Raises:
+            ArchiveError: The part is damaged.
+        """
         with fmt.open_regular(self._folder, part.file) as file:
             self._check(part, file)
             try:
-                yield from self._decoded(part, file)
+                yield from self._decoded(part, file, decoder)
             except zstandard.ZstdError as error:
                 raise ArchiveError(f"{part.file} of {self.label} cannot be decompressed: {error}") from None
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise ArchiveError(f"{part.file} of {self.label} holds no valid record: {error}") from None
 
-    def _check(self, part: fmt.Part, file: BinaryIO) -> None:
+    def _check(self, part: fmt.StorePart, file: BinaryIO) -> None:
         digest, size = hashlib.sha256(), 0
         while chunk := file.read(_CHUNK):
             size += len(chunk)
@@ -169,7 +181,7 @@ class ArchiveSource:
             raise ArchiveError(f"{part.file} of {self.label} is damaged: its checksum does not match")
         file.seek(0)
 
-    def _decoded(self, part: fmt.Part, file: BinaryIO) -> Iterator[fmt.Frame]:
+    def _decoded(self, part: fmt.StorePart, file: BinaryIO, decoder: Decoder[Frame]) -> Iterator[Frame]:
         decompressor = zstandard.ZstdDecompressor(max_window_size=fmt.MAX_WINDOW_BYTES)
         with decompressor.stream_reader(file, read_across_frames=True, closefd=False) as raw:
             left, count = part.raw_bytes, 0
@@ -184,7 +196,7 @@ class ArchiveSource:
                 if len(data) < length:
                     raise ArchiveError(f"{part.file} of {self.label} ends within a record")
                 count += 1
-                yield fmt.decoder.decode(data)
+                yield decoder.decode(data)
         if left or count != part.records:
             raise ArchiveError(f"{part.file} of {self.label} holds less than its manifest says")
 

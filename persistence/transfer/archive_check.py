@@ -9,10 +9,12 @@ from persistence.transfer.archive import ArchiveSource
 from persistence.transfer.difference import Depth, sample_words
 from persistence.transfer.digest import Digester
 from persistence.transfer.engine import Clock, Meter, scan
-from persistence.transfer.preflight import Findings
+from persistence.transfer.options import Options
+from persistence.transfer.preflight import Findings, ItemFindings
 from persistence.transfer.report import Totals
 from persistence.transfer.sampling import Sample
 from persistence.transfer.spool import Spool
+from persistence.transfer.store import StoreMove
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class ArchiveCheck:
         sampled: Only a sample was checked: nothing is said about the other threads.
         sample: The size of the sample, as it was asked for.
         seed: What chooses the same sample again.
+        items: How many items of the store were checked; a sample of threads has none.
+        total_items: How many there are, as the manifest says.
         seconds: Duration.
         verified: Always true.
     """
@@ -44,6 +48,8 @@ class ArchiveCheck:
     sampled: bool
     sample: str | None
     seed: int | None
+    items: int
+    total_items: int
     seconds: float
     verified: bool = field(default=True)
 
@@ -70,18 +76,24 @@ def check_archive(archive: ArchiveSource, depth: Depth, sample: Sample | None, c
     Raises:
         ArchiveError: It is damaged.
     """
+    section, items = archive.manifest.store, 0
     if depth == "checksums":
+        if section and sample is None:
+            for part in section.parts:
+                archive.check_part(part)
+            items = section.items
         totals, parts = _checksums(archive, sample, clock)
     elif sample is None:
-        with Spool() as spool:
+        with Spool() as spool, StoreMove(archive, Options(), clock) as store:
             totals = scan(archive, spool, clock, Findings()).totals
-        parts = len(archive.manifest.parts)
+            store.scan(ItemFindings())
+        items, parts = store.totals.items, len(archive.manifest.parts)
     else:
         totals, parts = _sampled(archive, sample, clock)
     return ArchiveCheck(
         archive=archive.label,
         depth=depth,
-        fingerprint=archive.manifest.fingerprint,
+        fingerprint=archive.manifest.content,
         totals=totals,
         parts=parts,
         total_parts=len(archive.manifest.parts),
@@ -89,6 +101,8 @@ def check_archive(archive: ArchiveSource, depth: Depth, sample: Sample | None, c
         sampled=sample is not None,
         sample=sample.size if sample else None,
         seed=sample.seed if sample else None,
+        items=items,
+        total_items=section.items if section else 0,
         seconds=clock.seconds(),
     )
 

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from persistence.errors import ArchiveError
+from persistence.transfer.items import Vector, joint_fingerprint
 from persistence.transfer.records import ValueRef
 
 FORMAT = "langgraph-persistence archive"
 VERSION = 1
+STORE_VERSION = 2
+"""The version of an archive with a store; without one it is still version 1."""
 MANIFEST = "manifest.json"
 PART_BYTES = 64_000_000
 """A part ends with the record that reaches this many bytes before compression."""
@@ -43,16 +47,22 @@ class _Head(msgspec.Struct):
 
     format: str = ""
     version: int = 0
+    store: msgspec.Raw | UnsetType = UNSET
 
 
-class Part(msgspec.Struct, forbid_unknown_fields=True):
-    """One file of records."""
+class StorePart(msgspec.Struct, forbid_unknown_fields=True):
+    """One file of items."""
 
     file: str
     sha256: str
     bytes: int
     raw_bytes: int
     records: int
+
+
+class Part(StorePart, forbid_unknown_fields=True):
+    """One file of the records of threads."""
+
     first_thread: str
     last_thread: str
 
@@ -67,6 +77,17 @@ class ManifestTotals(msgspec.Struct, forbid_unknown_fields=True):
     bytes: int
 
 
+class Store(msgspec.Struct, forbid_unknown_fields=True):
+    """The store in the archive."""
+
+    fingerprint: str
+    namespaces: int
+    items: int
+    vectors: int
+    bytes: int
+    parts: list[StorePart]
+
+
 class Manifest(msgspec.Struct, forbid_unknown_fields=True):
     """The list of parts; written last, so an archive that has one is complete."""
 
@@ -78,7 +99,15 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True):
     fingerprint: str
     totals: ManifestTotals
     parts: list[Part]
+    store: Store | UnsetType = UNSET
     checksum: str = ""
+
+    @property
+    def content(self) -> str:
+        """The fingerprint of threads and store together."""
+        if self.store is UNSET:
+            return self.fingerprint
+        return joint_fingerprint(self.fingerprint, self.store.fingerprint, self.store.items)
 
 
 class ThreadFrame(msgspec.Struct, array_like=True, tag_field="kind", tag="t", forbid_unknown_fields=True):
@@ -130,9 +159,32 @@ class EndFrame(msgspec.Struct, array_like=True, tag_field="kind", tag="e", forbi
     writes: int
 
 
+class ItemFrame(msgspec.Struct, array_like=True, tag_field="kind", tag="i", forbid_unknown_fields=True):
+    """An item of the store; each vector is (field, data, created_at, updated_at)."""
+
+    prefix: str
+    key: str
+    value: bytes
+    created_at: int | None
+    updated_at: int | None
+    expires_at: int | None
+    ttl_minutes: float | None
+    vectors: list[Vector]
+
+
+class NamespaceFrame(msgspec.Struct, array_like=True, tag_field="kind", tag="n", forbid_unknown_fields=True):
+    """The items of this namespace, which came before, are complete; their digest."""
+
+    prefix: str
+    sha256: bytes
+    items: int
+
+
 Frame = ThreadFrame | ValueFrame | CheckpointFrame | WriteFrame | EndFrame
 encoder = msgspec.msgpack.Encoder()
 decoder = msgspec.msgpack.Decoder(Frame)
+StoreFrame = ItemFrame | NamespaceFrame
+store_decoder = msgspec.msgpack.Decoder(StoreFrame)
 
 
 def part_name(number: int) -> str:
@@ -140,9 +192,14 @@ def part_name(number: int) -> str:
     return f"part-{number:06d}.msgpack.zst"
 
 
+def store_part_name(number: int) -> str:
+    """The file name of a part of the store, counted from 1."""
+    return f"store-{number:06d}.msgpack.zst"
+
+
 def is_part_name(name: str) -> bool:
     """Whether a file in an archive's folder is, or claims to be, a part."""
-    return name.startswith("part-") and name.endswith(".msgpack.zst")
+    return name.startswith(("part-", "store-")) and name.endswith(".msgpack.zst")
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -175,9 +232,9 @@ def read_manifest(folder: Path) -> Manifest:
         head = msgspec.json.decode(data, type=_Head)
         if head.format != FORMAT:
             raise ArchiveError(f"{folder} is not an archive of this package")
-        if head.version != VERSION:
+        if head.version != (VERSION if head.store is UNSET else STORE_VERSION):
             raise ArchiveError(
-                f"archive {folder} has the format version {head.version}, not {VERSION}",
+                f"archive {folder} has the format version {head.version}, which is not known",
                 hint="read it with the version of this package that wrote it",
             )
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -204,9 +261,15 @@ def _require_folder(folder: Path) -> None:
 def _check_parts(folder: Path, manifest: Manifest) -> None:
     # Names are counted, not believed, so no name leads out of the folder.
     listed = [part.file for part in manifest.parts]
-    if listed != [part_name(number) for number in range(1, len(listed) + 1)]:
+    expected = [part_name(number) for number in range(1, len(listed) + 1)]
+    if manifest.store is not UNSET:
+        items = [part.file for part in manifest.store.parts]
+        listed += items
+        expected += [store_part_name(number) for number in range(1, len(items) + 1)]
+    if listed != expected:
         raise ArchiveError(f"the manifest of archive {folder} lists parts that are not numbered from 1")
-    if any(part.raw_bytes > MAX_PART_BYTES for part in manifest.parts):
+    parts: list[StorePart] = [*manifest.parts, *(manifest.store.parts if manifest.store else ())]
+    if any(part.raw_bytes > MAX_PART_BYTES for part in parts):
         raise ArchiveError(f"the manifest of archive {folder} lists a part that is larger than parts are")
     present = {name for name in os.listdir(folder) if is_part_name(name)}  # noqa: PTH208 - names are enough
     if missing := sorted(set(listed) - present):

@@ -11,13 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+import msgspec
 import zstandard
+from msgspec import UNSET
 
 from persistence.errors import ArchiveError
 from persistence.transfer import archive_format as fmt
+from persistence.transfer.archive_store import StoreWriter
 from persistence.transfer.digest import ThreadDigest
 from persistence.transfer.records import Checkpoint, Record, Value, Write
-from persistence.transfer.report import Totals
+from persistence.transfer.report import StoreTotals, Totals
 
 _LEVEL = 3
 _FLUSH_BYTES = 1_000_000
@@ -29,8 +32,9 @@ class ArchiveWriter:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._parts: list[fmt.Part] = []
-        self._open: _PartWriter | None = None
+        self._open: PartWriter | None = None
         self._thread: str | None = None
+        self._store: StoreWriter | None = None
 
     def __enter__(self) -> ArchiveWriter:
         require_room(self._folder)
@@ -52,6 +56,8 @@ class ArchiveWriter:
     ) -> None:
         if self._open is not None:
             self._open.abort()
+        if self._store is not None:
+            self._store.abort()
         if error is not None:
             _clear(self._folder)
             if self._created:
@@ -85,12 +91,20 @@ class ArchiveWriter:
         """Close a thread with its digest."""
         self._part_for(digest.thread_id).frame(fmt.EndFrame(digest.sha256, digest.checkpoints, digest.writes))
 
-    def finish(self, source: str, fingerprint: str, totals: Totals) -> None:
+    def store(self) -> StoreWriter:
+        """Begin the store; an archive has one if this was called."""
+        self._store = StoreWriter(lambda name: PartWriter(self._folder, name))
+        return self._store
+
+    def finish(
+        self, source: str, fingerprint: str, totals: Totals, items: StoreTotals, store_fingerprint: str
+    ) -> None:
         """Write the manifest; only now the archive is one."""
         self._close_part()
+        store = UNSET if self._store is None else self._store.finish(items, store_fingerprint)
         manifest = fmt.Manifest(
             format=fmt.FORMAT,
-            version=fmt.VERSION,
+            version=fmt.VERSION if store is UNSET else fmt.STORE_VERSION,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             creator=f"langgraph-persistence {version('langgraph-persistence')}",
             source=source,
@@ -99,6 +113,7 @@ class ArchiveWriter:
                 totals.threads, totals.checkpoints, totals.writes, totals.values, totals.bytes
             ),
             parts=self._parts,
+            store=store,
         )
         temporary = self._folder / f"{fmt.MANIFEST}.tmp"
         data = fmt.manifest_bytes(manifest)
@@ -112,11 +127,11 @@ class ArchiveWriter:
         _sync_folder(self._folder)
         _sync_folder(self._folder.parent)
 
-    def _part_for(self, thread: str) -> _PartWriter:
+    def _part_for(self, thread: str) -> PartWriter:
         if self._open is not None and self._open.raw_bytes >= fmt.PART_BYTES:
             self._close_part()
         if self._open is None:
-            self._open = _PartWriter(self._folder, fmt.part_name(len(self._parts) + 1))
+            self._open = PartWriter(self._folder, fmt.part_name(len(self._parts) + 1))
             self._open.begin(thread, continued=thread == self._thread)
         elif thread != self._thread:
             self._open.begin(thread, continued=False)
@@ -125,11 +140,13 @@ class ArchiveWriter:
 
     def _close_part(self) -> None:
         if self._open is not None:
-            self._parts.append(self._open.close())
+            first, last = self._open.threads or ("", "")
+            part = self._open.close()
+            self._parts.append(fmt.Part(**msgspec.structs.asdict(part), first_thread=first, last_thread=last))
             self._open = None
 
 
-class _PartWriter:
+class PartWriter:
     """One file of compressed frames."""
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -140,13 +157,16 @@ class _PartWriter:
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._records = self._bytes = self.raw_bytes = 0
-        self._threads: tuple[str, str] | None = None
+        self.threads: tuple[str, str] | None = None
+        """The first and the last one."""
 
     def begin(self, thread: str, *, continued: bool) -> None:
-        self._threads = (self._threads[0] if self._threads else thread, thread)
+        """What follows belongs to this thread."""
+        self.threads = (self.threads[0] if self.threads else thread, thread)
         self.frame(fmt.ThreadFrame(thread, continued))
 
-    def frame(self, frame: fmt.Frame) -> None:
+    def frame(self, frame: fmt.Frame | fmt.StoreFrame) -> None:
+        """Append a record."""
         data = fmt.encoder.encode(frame)
         json = max(len(frame.body), len(frame.metadata)) if isinstance(frame, fmt.CheckpointFrame) else 0
         if len(data) > fmt.MAX_RECORD_BYTES or json > fmt.MAX_JSON_BYTES:
@@ -168,18 +188,17 @@ class _PartWriter:
         self._hash.update(data)
         self._bytes += len(data)
 
-    def close(self) -> fmt.Part:
+    def close(self) -> fmt.StorePart:
+        """Have it on disk; what the manifest says of it."""
         self._flush()
         self._write(self._compressor.flush())
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        first, last = self._threads or ("", "")
-        return fmt.Part(
-            self._name, self._hash.hexdigest(), self._bytes, self.raw_bytes, self._records, first, last
-        )
+        return fmt.StorePart(self._name, self._hash.hexdigest(), self._bytes, self.raw_bytes, self._records)
 
     def abort(self) -> None:
+        """Give it up."""
         self._file.close()
 
 

@@ -14,6 +14,7 @@ Depth = Literal["checksums", "digests", "semantic"]
 
 SHOWN_THREADS = 20
 _SHOWN_PER_THREAD = 20
+_SHOWN_ITEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,19 @@ class Difference:
         return f"{where}: {self.detail}"
 
 
+@dataclass(frozen=True, slots=True)
+class ItemDifference:
+    """An item of the store that differs."""
+
+    namespace: str
+    """As both databases hold it: joined with dots."""
+    key: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"namespace {self.namespace!r}, key {self.key!r} of the store: {self.detail}"
+
+
 @dataclass(slots=True)
 class Verdict:
     """Whether two sides hold the same.
@@ -54,6 +68,10 @@ class Verdict:
         writes: How many pending writes the left side has in them.
         differing_threads: How many threads differ, or are on one side only.
         differences: What differs, for the first of these threads.
+        items: How many items of the store were compared.
+        differing_items: How many of them differ, or are on one side only.
+        item_differences: What differs, for the first of these items.
+        items_left_out: How many items the two stores have that were not to be compared.
     """
 
     left: str
@@ -68,11 +86,15 @@ class Verdict:
     writes: int = 0
     differing_threads: int = 0
     differences: list[Difference] = field(default_factory=list)
+    items: int = 0
+    differing_items: int = 0
+    item_differences: list[ItemDifference] = field(default_factory=list)
+    items_left_out: int = 0
 
     @property
     def equal(self) -> bool:
         """Nothing differs in what was compared; see ``sampled``."""
-        return self.differing_threads == 0
+        return self.differing_threads == 0 and self.differing_items == 0
 
     def note(self, found: Iterable[Difference]) -> None:
         """Count a thread that differs; the first of its differences are kept, for the first such threads."""
@@ -80,9 +102,18 @@ class Verdict:
         if self.differing_threads <= SHOWN_THREADS:
             self.differences += islice(found, _SHOWN_PER_THREAD)
 
+    def note_item(self, difference: ItemDifference) -> None:
+        """Count an item that differs; the first of them are kept."""
+        self.differing_items += 1
+        if self.differing_items <= _SHOWN_ITEMS:
+            self.item_differences.append(difference)
+
     def summary(self) -> str:
         """The outcome in words."""
-        equal = "equal" if self.equal else f"the two sides differ in {self.differing_threads} threads"
+        differing = f"{self.differing_threads} threads"
+        if self.items:
+            differing += f" and {self.differing_items} items of the store"
+        equal = "equal" if self.equal else f"the two sides differ in {differing}"
         compared = sample_words(self.threads, self.total_threads, self.sample, self.seed)
         return f"{equal}{compared}" if self.sampled else equal
 
@@ -94,11 +125,11 @@ class Verdict:
         """
         if self.equal:
             return
-        shown = "; ".join(map(str, self.differences[:3]))
-        raise VerificationError(
-            f"{self.left} and {self.right} differ in {self.differing_threads} of {self.threads}"
-            f" threads: {shown}"
-        )
+        shown = "; ".join(map(str, [*self.differences, *self.item_differences][:3]))
+        where = f"{self.differing_threads} of {self.threads} threads"
+        if self.items:
+            where += f" and {self.differing_items} of {self.items} items of the store"
+        raise VerificationError(f"{self.left} and {self.right} differ in {where}: {shown}")
 
     def to_json(self) -> str:
         """The verdict as one JSON object."""

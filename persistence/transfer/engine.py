@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from persistence import metrics
 from persistence.errors import ConflictError, SchemaError
@@ -42,6 +42,9 @@ from persistence.transfer.verify import compare
 from persistence.transfer.workers import Job, move, sensible, shared, shared_sink
 
 logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from persistence.transfer.store import StoreMove
 
 BATCH_RECORDS = 5_000
 BATCH_BYTES = 8_000_000
@@ -124,6 +127,8 @@ class Scan:
     findings: list[Finding]
     """What else is worth knowing."""
     sizes: Sizes
+    store: StoreMove | None = None
+    """The store that moves along."""
 
 
 class Copyist(Protocol):
@@ -357,7 +362,7 @@ def choose_run(
     same = next((run for run in runs if run.source_fingerprint == found.fingerprint), None)
     # Whoever asks to replace or merge means what the threads have become since.
     again = same is not None and same.state == "finished" and options.on_conflict != "error"
-    if same is not None and not again and not _is_undone(same, sink, ledger, spool):
+    if same is not None and not again and not _is_undone(same, sink, ledger, spool, found.store):
         return same, {}
     room = make_room(sink)
     unfinished = [run for run in runs if run.state == "running"]
@@ -389,12 +394,14 @@ def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spo
     return run
 
 
-def _is_undone(run: Run, sink: Sink, ledger: Ledger, spool: Spool) -> bool:
-    """Whether the threads that a run brought have been deleted since.
+def _is_undone(run: Run, sink: Sink, ledger: Ledger, spool: Spool, store: StoreMove | None) -> bool:
+    """Whether the threads that a run brought have been deleted since; or the items, if it had no threads.
 
     Raises:
         ConflictError: Some have, others have not.
     """
+    if spool.count == 0 and store is not None:
+        return bool(ledger.committed(run.run_id)) and not store.is_there(sink)
     if run.state == "running":
         return bool(ledger.committed(run.run_id)) and not existing_threads(sink, spool)
     left_out = {thread for thread, action in ledger.actions(run.run_id).items() if action == "skip"}

@@ -11,6 +11,8 @@ import msgspec
 import zstandard
 
 from persistence.transfer.digest import line
+from persistence.transfer.items import BadItem, Item, item_line
+from persistence.transfer.items import Key as ItemKey
 from persistence.transfer.records import Checkpoint, Value, Write
 
 _MARK_BYTES = 8
@@ -68,6 +70,31 @@ def pack(records: Iterable[tuple[Value | Checkpoint | Write, bytes]]) -> bytes:
         for thread, group in groupby(records, key=lambda pair: pair[0].thread_id)
     ]
     return zstandard.compress(msgspec.msgpack.encode(packed))
+
+
+_ItemKeys = list[tuple[str, str, bytes]]
+_item_decoder = msgspec.msgpack.Decoder(_ItemKeys)
+
+
+def item_mark(item: Item) -> bytes:
+    """A mark of an item's content. Reading an item may put off when it expires, so that is none of it."""
+    return mark_of(item_line(item._replace(expires_at=None)))
+
+
+def unchanged(held: Mapping[ItemKey, Item | BadItem], marks: Mapping[ItemKey, bytes]) -> list[ItemKey]:
+    """Which items still have their marks."""
+    return [key for key, item in held.items() if isinstance(item, Item) and item_mark(item) == marks[key]]
+
+
+def pack_items(items: Iterable[Item]) -> bytes:
+    """The keys and marks of items of a store, compressed."""
+    packed: _ItemKeys = [(*item[:2], item_mark(item)) for item in items]
+    return zstandard.compress(msgspec.msgpack.encode(packed))
+
+
+def unpack_items(data: bytes) -> dict[ItemKey, bytes]:
+    """The keys and marks of the items of a batch."""
+    return {(prefix, key): mark for prefix, key, mark in _item_decoder.decode(zstandard.decompress(data))}
 
 
 def unpack(batches: Iterable[bytes]) -> Iterator[tuple[str, Mapping[Key, bytes]]]:

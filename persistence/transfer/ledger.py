@@ -39,8 +39,9 @@ class LedgerEntry:
 
     run_id: str
     number: int
+    """From 0 for threads; from -1 down for items of the store."""
     thread_id: str
-    """The batch's first thread."""
+    """The batch's first thread, or namespace."""
     digest: str
     """SHA-256 over the batch's records: a resumed run proves with it that it cut the same batch."""
     checkpoints: int
@@ -114,8 +115,15 @@ class Ledger:
         return dict(rows)
 
     def keys(self, run_id: str) -> Iterator[bytes]:
-        """What each batch inserted, in order; see :func:`persistence.transfer.keys.unpack`."""
-        for number in sorted(self.committed(run_id)):
+        """What each batch of threads inserted, in order; see :func:`persistence.transfer.keys.unpack`."""
+        yield from self._keys(run_id, sorted(n for n in self.committed(run_id) if n >= 0))
+
+    def item_keys(self, run_id: str) -> Iterator[bytes]:
+        """As :meth:`keys` of the batches of items: :func:`persistence.transfer.keys.unpack_items`."""
+        yield from self._keys(run_id, sorted(n for n in self.committed(run_id) if n < 0))
+
+    def _keys(self, run_id: str, numbers: Iterable[int]) -> Iterator[bytes]:
+        for number in numbers:
             rows = self._tables.query(
                 "SELECT keys FROM persistence_transfer_keys WHERE run_id = ? AND batch_no = ?",
                 (run_id, number),

@@ -15,12 +15,15 @@ from persistence.transfer.archive_format import MANIFEST, read_manifest
 from persistence.transfer.archive_writer import require_room
 from persistence.transfer.conflicts import decide
 from persistence.transfer.engine import Clock, Scan, choose_run, copy, existing_threads, look, make_room
+from persistence.transfer.included import included
+from persistence.transfer.items import ItemPreflight
 from persistence.transfer.options import Options
-from persistence.transfer.preflight import Findings
+from persistence.transfer.preflight import Findings, ItemFindings, RefusedError
 from persistence.transfer.records import Sink, Source
-from persistence.transfer.report import Progress, Totals, no_progress
+from persistence.transfer.report import Progress, StoreTotals, Totals, no_progress
 from persistence.transfer.sides import Side, as_path, open_source, open_target, require_decrypt
 from persistence.transfer.spool import Spool
+from persistence.transfer.store import StoreMove
 from persistence.transfer.survey import EXAMPLES, Finding, Severity, Sizes, refusals
 
 if TYPE_CHECKING:
@@ -68,6 +71,7 @@ class Plan:
         rehearsed: Whether the target itself took all rows, in a transaction that was rolled back.
         seconds: Duration of this dry run.
         phases: Seconds by phase.
+        store: How much of the store would be moved.
     """
 
     source: str
@@ -81,6 +85,7 @@ class Plan:
     rehearsed: bool
     seconds: float
     phases: dict[str, float]
+    store: StoreTotals
 
     @property
     def would_move(self) -> bool:
@@ -128,12 +133,12 @@ def plan(
     clock = Clock(progress or no_progress)
     where = as_path(target)
     with open_source(source, settings, allow_pickle=options.allow_pickle) as whole:
-        chosen = options.select.of(whole)
+        chosen = included(whole, options)
         drift = _source_drift(whole)
         if isinstance(where, Path) or archive is not None:
             require_decrypt(settings, options)
         if isinstance(where, Path):
-            return _plan_export(chosen, where, clock, drift)
+            return _plan_export(chosen, where, clock, drift, options)
         return _plan_load(
             chosen, open_target(where, settings, options), clock, options, drift, archive, against_target
         )
@@ -148,12 +153,14 @@ def _plan_load(
     archive: Path | None,
     against_target: bool,
 ) -> Plan:
-    with provider.sink() as sink, Spool() as spool:
+    with provider.sink() as sink, Spool() as spool, StoreMove(source, options, clock) as store:
         if against_target:
             schema.require(provider)
         found = look(source, spool, clock, sink.preflight())
+        items = _items(store, found, sink.store().preflight(), sink)
         findings = [
             *refusals(found.problems),
+            *items,
             *_target_drift(source, sink, provider),
             *_runs_and_threads(source, sink, found, spool, options),
             *(_archive_findings(archive, found) if archive is not None else ()),
@@ -161,21 +168,39 @@ def _plan_load(
         ]
         rehearsed = against_target and all(finding.severity == "note" for finding in findings)
         if rehearsed:
-            findings += _rehearse(source, sink, found, spool, clock, options)
+            findings += _rehearse(source, sink, found, spool, clock, options, store)
         size = found.totals.bytes_referenced if sink.repeats_values else found.totals.bytes
+        size += store.totals.bytes
         return _plan(source.label, sink.label, found, findings, clock, size, rehearsed=rehearsed)
 
 
-def _plan_export(source: Source, folder: Path, clock: Clock, drift: list[Finding]) -> Plan:
+def _plan_export(source: Source, folder: Path, clock: Clock, drift: list[Finding], options: Options) -> Plan:
     findings = list(drift)
     try:
         require_room(folder)
     except ArchiveError as error:
         findings.append(_refused("archive", error.message, error.hint))
-    with Spool() as spool:
+    with Spool() as spool, StoreMove(source, options, clock) as store:
         found = look(source, spool, clock, Findings())
-    findings += refusals(found.problems)
-    return _plan(source.label, f"archive {folder}", found, findings, clock, found.totals.bytes)
+        items = _items(store, found, ItemFindings())
+    findings += [*refusals(found.problems), *items]
+    size = found.totals.bytes + store.totals.bytes
+    return _plan(source.label, f"archive {folder}", found, findings, clock, size)
+
+
+def _items(
+    store: StoreMove, found: Scan, preflight: ItemPreflight, sink: Sink | None = None
+) -> list[Finding]:
+    """What stops the store: items that the target cannot hold, or has with another content."""
+    try:
+        conflict = store.join(found, preflight, sink=sink)
+        if conflict is not None and sink is not None:
+            store.refuse(conflict, sink, found.fingerprint)
+    except RefusedError as error:
+        return refusals(error.problems)
+    except ConflictError as error:
+        return [Finding("existing-items", "conflict", error.message, error.hint or "", 1)]
+    return []
 
 
 def _plan(
@@ -203,15 +228,16 @@ def _plan(
         rehearsed=rehearsed,
         seconds=clock.seconds(),
         phases=clock.phases,
+        store=found.store.totals if found.store else StoreTotals(),
     )
 
 
 def _estimate(totals: Totals, target_bytes: int, phases: dict[str, float]) -> Estimate:
     """Read once to look, read again while writing, and compare, which takes no longer than reading."""
-    reading = phases["read"]
-    writing = phases.get("write")
-    measured = writing is not None
-    if writing is None:
+    reading = phases["read"] + phases["read store"]
+    measured = "write" in phases
+    writing = phases.get("write", 0.0) + phases.get("write store", 0.0)
+    if not measured:
         writing = reading + target_bytes / ASSUMED_WRITE_RATE
     return Estimate(
         seconds=reading + writing + reading,
@@ -302,7 +328,7 @@ def _archive_findings(folder: Path, found: Scan) -> list[Finding]:
     try:
         if not (folder / MANIFEST).exists():
             require_room(folder)
-        elif read_manifest(folder).fingerprint != found.fingerprint:
+        elif read_manifest(folder).content != found.fingerprint:
             what = f"archive {folder} exists and holds something else than the source"
             return [_refused("archive", what, "name another folder")]
     except ArchiveError as error:
@@ -311,13 +337,21 @@ def _archive_findings(folder: Path, found: Scan) -> list[Finding]:
 
 
 def _rehearse(
-    source: Source, sink: Sink, found: Scan, spool: Spool, clock: Clock, options: Options
+    source: Source,
+    sink: Sink,
+    found: Scan,
+    spool: Spool,
+    clock: Clock,
+    options: Options,
+    store: StoreMove,
 ) -> list[Finding]:
     """Let the target take everything, and take it back."""
     try:
         with sink.exclusive(), sink.rehearsal():
             # Workers have connections of their own, and would commit.
-            copy(source, sink, found, spool, clock, replace(options, workers=1))
+            copied = copy(source, sink, found, spool, clock, replace(options, workers=1))
+            if not copied.already_done:
+                store.copy(sink, copied.run_id)
     except TransferError as error:
         return [_refused("target-refused", error.message, error.hint)]
     return []

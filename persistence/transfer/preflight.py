@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from persistence.errors import TransferError
 from persistence.transfer.digest import describe
+from persistence.transfer.items import BadItem, Item
+from persistence.transfer.items import describe as describe_item
 from persistence.transfer.records import Problem, Record, Reject
 
 _EXAMPLES = 3
@@ -25,14 +27,31 @@ class Findings:
 
     def note(self, reason: str, record: Record) -> None:
         """Count a row that cannot be moved, and keep the first few as examples."""
+        self.note_at(reason, describe(record))
+
+    def note_at(self, reason: str, place: str) -> None:
+        """As :meth:`note`, for a row whose place is known in words."""
         problem = self._problems.setdefault(reason, Problem(reason))
         problem.count += 1
         if len(problem.examples) < _EXAMPLES:
-            problem.examples.append(describe(record))
+            problem.examples.append(place)
 
     def problems(self) -> list[Problem]:
         """What was found, most frequent first."""
         return sorted(self._problems.values(), key=lambda problem: -problem.count)
+
+
+class ItemFindings(Findings):
+    """As :class:`Findings`, for the items of a store."""
+
+    def see_item(self, item: Item | BadItem) -> None:
+        """Note what is wrong with an item."""
+        if isinstance(item, BadItem):
+            self.note_item(item.reason, item)
+
+    def note_item(self, reason: str, item: Item | BadItem) -> None:
+        """Count an item that cannot be moved."""
+        self.note_at(reason, describe_item(item))
 
 
 class RefusedError(TransferError):

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from persistence.transfer.items import StoreSink, StoreSource
 from persistence.transfer.ledger import Ledger, LedgerEntry
 
 if TYPE_CHECKING:
@@ -159,6 +160,9 @@ class Source(Protocol):
             SourceError: The source cannot be read.
         """
 
+    def store(self) -> StoreSource:
+        """The store in the same snapshot."""
+
 
 class Preflight(Protocol):
     """Looks at every record before the first is written."""
@@ -198,6 +202,9 @@ class Sink(Protocol):
 
     def ledger(self) -> Ledger:
         """The record of transfers that this database keeps."""
+
+    def store(self) -> StoreSink:
+        """The store of this database."""
 
     def existing(self, threads: Sequence[str]) -> set[str]:
         """Which of these threads have any row here."""

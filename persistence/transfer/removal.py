@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Literal
 
 from persistence.errors import ConflictError, TransferError
 from persistence.transfer.digest import describe
-from persistence.transfer.keys import Key, key_of, marked, unpack, values_of
+from persistence.transfer.keys import Key, key_of, marked, unpack, unpack_items, values_of
 from persistence.transfer.ledger import Run
 from persistence.transfer.records import Checkpoint, Reject, Sink, Source, Write
 
@@ -41,6 +41,7 @@ class Undone:
         later_removed: Rows of later work that were removed with what they build on.
         changed: Rows of the run that were left, because their content is not what the run inserted.
         replaced_threads: Threads that the run had replaced; what they held before does not come back.
+        items: Items of the store that were removed; one that the run had replaced does not come back.
     """
 
     run_id: str
@@ -53,6 +54,7 @@ class Undone:
     later_removed: int = 0
     changed: int = 0
     replaced_threads: int = 0
+    items: int = 0
 
     def to_json(self) -> str:
         """The outcome as one JSON object."""
@@ -97,7 +99,8 @@ def undo(sink: Sink, run: Run, later: Later) -> Undone:
     ledger = sink.ledger()
     if run.state == "undone":
         raise TransferError(f"run {run.run_id} has been undone already")
-    if sum(1 for _ in ledger.keys(run.run_id)) != len(ledger.committed(run.run_id)):
+    noted = chain(ledger.keys(run.run_id), ledger.item_keys(run.run_id))
+    if sum(1 for _ in noted) != len(ledger.committed(run.run_id)):
         raise TransferError(
             f"run {run.run_id} was made by a version that did not note which rows it inserted",
             hint="delete its threads, or restore the database",
@@ -120,6 +123,10 @@ def undo(sink: Sink, run: Run, later: Later) -> Undone:
                     continue
                 removal.remove(thread, found.remove | found.later)
                 _count(undone, found)
+    for data in ledger.item_keys(run.run_id):
+        removed, changed = sink.store().remove(unpack_items(data))
+        undone.items += removed
+        undone.changed += changed
     ledger.advance(run.run_id, "undone", run.totals or {})
     return undone
 

@@ -11,9 +11,10 @@ from persistence.transfer.records import Checkpoint, Record, Reject, Value, Writ
 from persistence.transfer.survey import Finding, Sizes
 
 if TYPE_CHECKING:
+    from persistence.transfer.items import Item
     from persistence.transfer.ledger import Action
 
-Phase = Literal["read", "write", "verify"]
+Phase = Literal["read", "write", "verify", "read store", "write store", "verify store"]
 
 
 def amount(size: float) -> str:
@@ -29,7 +30,7 @@ class Progress(Protocol):
     """Told how far a transfer has come; called often, so it must be quick."""
 
     def __call__(self, phase: Phase, done: int, total: int, unit_bytes: int) -> None:
-        """``done`` of ``total`` checkpoints of this phase, which were ``unit_bytes`` bytes so far."""
+        """``done`` of ``total`` checkpoints, or items, of this phase; ``unit_bytes`` bytes so far."""
 
 
 def no_progress(phase: Phase, done: int, total: int, unit_bytes: int) -> None:
@@ -92,6 +93,24 @@ class Totals:
         return max(0, self.bytes_referenced - self.bytes)
 
 
+@dataclass(slots=True)
+class StoreTotals:
+    """How much of the store was moved."""
+
+    namespaces: int = 0
+    items: int = 0
+    vectors: int = 0
+    bytes: int = 0
+    kept: int = 0
+    """Items of which the target has kept its own, as it was told to."""
+
+    def see(self, item: Item) -> None:
+        """Count an item."""
+        self.items += 1
+        self.vectors += len(item.vectors)
+        self.bytes += item.size
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """The outcome of a transfer.
@@ -113,6 +132,8 @@ class Report:
             nothing is saved there.
         findings: What was noticed on the way; nothing of it stopped the transfer.
         sizes: How large the checkpoints and threads are.
+        store: How much of the store was moved.
+        items_left_out: How many items the source's store has that did not take part.
     """
 
     source: str
@@ -130,6 +151,8 @@ class Report:
     repeats_values: bool = False
     findings: list[Finding] = field(default_factory=list)
     sizes: Sizes | None = None
+    store: StoreTotals = field(default_factory=StoreTotals)
+    items_left_out: int = 0
 
     @property
     def bytes_saved(self) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from persistence.errors import SourceError
 from persistence.metadata import clean_filter, comparable, matches
 from persistence.transfer.canonical import decode_json
+from persistence.transfer.items import StoreSource
 from persistence.transfer.records import Checkpoint, Record, Reject, Source
 from persistence.transfer.workers import Open, shared
 
@@ -140,6 +141,10 @@ class Selected:
     def share(self) -> Open | None:
         """The whole source, as a worker is told which threads are its own."""
         return shared(self._source)
+
+    def store(self) -> StoreSource:
+        """See :class:`persistence.transfer.records.Source`; items belong to no thread."""
+        return self._source.store()
 
     def _among(self, threads: Sequence[str] | None) -> Sequence[str]:
         if threads is None:

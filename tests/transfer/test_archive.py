@@ -317,7 +317,7 @@ CASES = {
     flipped_bit: "its checksum does not match",
     truncated_part: "bytes it should have",
     longer_part: "bytes it should have",
-    newer_version: "format version 2",
+    newer_version: "format version 2, which is not known",
     other_format: "not an archive",
     path_out_of_the_folder: "not numbered",
     duplicate_part: "not numbered",

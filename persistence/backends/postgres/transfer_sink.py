@@ -7,7 +7,6 @@ without a driver's conversions; what they hold was checked by the preflight.
 from __future__ import annotations
 
 import hashlib
-import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,20 +20,22 @@ from psycopg import ClientCursor, errors
 from psycopg.rows import tuple_row
 
 from persistence.backends.postgres.connection import connect, database_identity, translate
+from persistence.backends.postgres.copying import HEADER, NULL, TRAILER, binary, fields, jsonb, length, text
 from persistence.backends.postgres.transfer_preflight import PostgresPreflight
 from persistence.backends.postgres.transfer_source import PostgresSource
+from persistence.backends.postgres.transfer_store import PostgresStoreSink
 from persistence.backends.postgres.transfer_versions import Placement, Versions, channel_values
 from persistence.errors import ConflictError, TransferError
 from persistence.transfer.canonical import NotCanonicalError
 from persistence.transfer.formats import Formats
 from persistence.transfer.keys import Key
-from persistence.transfer.ledger import Ledger, Statement, entry_statements
+from persistence.transfer.ledger import Ledger, LedgerEntry, Statement, entry_statements
 from persistence.transfer.records import Batch, Checkpoint, Record, Value, Write
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from psycopg import Connection
+    from psycopg import Connection, Cursor
 
     from persistence.contract import Provider
     from persistence.transfer.workers import OpenSink
@@ -55,12 +56,6 @@ _REMOVE = {
     "v": ("checkpoint_blobs", ("checkpoint_ns", "channel", "version")),
     "w": ("checkpoint_writes", ("checkpoint_ns", "checkpoint_id", "task_id", "idx")),
 }
-_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_COPY_TRAILER = b"\xff\xff"
-_NULL = b"\xff\xff\xff\xff"
-_JSONB_VERSION = b"\x01"
-_length = struct.Struct("!i").pack
-_columns = struct.Struct("!h").pack
 
 
 class PostgresSink:
@@ -161,7 +156,7 @@ class PostgresSink:
 
     def write(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`."""
-        rows: dict[str, list[bytes]] = {table: [_COPY_HEADER] for table in _TABLES}
+        rows: dict[str, list[bytes]] = {table: [HEADER] for table in _TABLES}
         for record in batch.records:
             match record:
                 case Value():
@@ -179,12 +174,20 @@ class PostgresSink:
             for table, columns in _TABLES.items():
                 if len(parts := rows[table]) == 1:
                     continue
-                parts.append(_COPY_TRAILER)
+                parts.append(TRAILER)
                 statement = f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)"
                 with cursor.copy(statement.encode()) as copy:
                     copy.write(b"".join(parts))
-            for text, args in entry_statements(batch.entry, batch.keys, self.now):
-                cursor.execute(_own(text), args)
+            self.enter(cursor, batch.entry, batch.keys)
+
+    def enter(self, cursor: Cursor[Any], entry: LedgerEntry, keys: bytes) -> None:
+        """Note a batch in the ledger, in the transaction that writes it."""
+        for statement, args in entry_statements(entry, keys, self.now):
+            cursor.execute(_own(statement), args)
+
+    def store(self) -> PostgresStoreSink:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return PostgresStoreSink(self, self._conn, self._provider.settings.db_schema)
 
     def skip(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`; each value has a row of its own."""
@@ -226,35 +229,31 @@ class PostgresSink:
 
     def _blob_row(self, value: Value) -> list[bytes]:
         type_, data = self._formats.sealed(value.type, value.data)
-        return [_columns(6), *_texts(*value[:4], type_), _length(len(data)), data]
+        return [fields(6), *_texts(*value[:4], type_), *binary(data)]
 
     def _write_row(self, write: Write) -> list[bytes]:
         type_, data = self._formats.sealed(write.type, write.data or b"")
         return [
-            _columns(9),
+            fields(9),
             *_texts(*write[:4], write.task_path),
-            _length(4),
-            _length(write.idx),
+            length(4),
+            length(write.idx),
             *_texts(write.channel, type_),
-            _length(len(data)),
+            length(len(data)),
             data,
         ]
 
     def _checkpoint_row(self, checkpoint: Checkpoint) -> list[bytes]:
-        parent = (_NULL,) if checkpoint.parent_id is None else _text(checkpoint.parent_id)
+        parent = (NULL,) if checkpoint.parent_id is None else text(checkpoint.parent_id)
         values = channel_values(checkpoint, self._versions.of(checkpoint), self._formats)
         body = b'{"channel_values":' + values
         body += b"," + checkpoint.body[1:] if checkpoint.body != b"{}" else b"}"
         return [
-            _columns(6),
+            fields(6),
             *_texts(*checkpoint[:3]),
             *parent,
-            _length(len(body) + 1),
-            _JSONB_VERSION,
-            body,
-            _length(len(checkpoint.metadata) + 1),
-            _JSONB_VERSION,
-            checkpoint.metadata,
+            *jsonb(body),
+            *jsonb(checkpoint.metadata),
         ]
 
     def _connect(self) -> Connection[Any]:
@@ -307,9 +306,4 @@ def _own(statement: str) -> bytes:
 
 def _texts(*values: str) -> Iterator[bytes]:
     for value in values:
-        yield from _text(value)
-
-
-def _text(value: str) -> tuple[bytes, bytes]:
-    data = value.encode()
-    return _length(len(data)), data
+        yield from text(value)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from psycopg import Connection, Cursor
 
+    from persistence.backends.postgres.transfer_store import PostgresStoreSource
     from persistence.contract import Provider
     from persistence.transfer.semantic import Official
     from persistence.transfer.workers import Open
@@ -46,7 +47,7 @@ _FETCH_BYTES = 4_000_000
 _THREADS_AT_ONCE = 5_000
 
 
-class _Query(NamedTuple):
+class Query(NamedTuple):
     """A table in order: COLLATE "C" is that of UTF-8 bytes, whatever the database's own collation."""
 
     name: str
@@ -59,7 +60,7 @@ class _Query(NamedTuple):
 
 
 # The hashes are computed in the database, so that checking a remote one does not carry its data over.
-_BLOBS = _Query(
+_BLOBS = Query(
     "blobs",
     "thread_id, checkpoint_ns, channel, version, type, sha256(coalesce(blob, '')),"
     " substring(blob FROM 1 FOR 6), octet_length(blob), {data}",
@@ -69,7 +70,7 @@ _BLOBS = _Query(
 ORDER BY thread_id COLLATE "C", checkpoint_ns COLLATE "C", channel COLLATE "C", version COLLATE "C"
 """,
 )
-_CHECKPOINTS = _Query(
+_CHECKPOINTS = Query(
     "checkpoints",
     "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint::text, metadata::text",
     "",
@@ -78,7 +79,7 @@ _CHECKPOINTS = _Query(
 ORDER BY thread_id COLLATE "C", checkpoint_ns COLLATE "C", checkpoint_id COLLATE "C"
 """,
 )
-_WRITES = _Query(
+_WRITES = Query(
     "writes",
     "thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, sha256(blob), {data}",
     "blob",
@@ -118,7 +119,7 @@ class PostgresSource:
         self._formats = Formats(provider.settings, allow_pickle=allow_pickle)
 
     def __enter__(self) -> PostgresSource:
-        with ExitStack() as stack, self._errors():
+        with ExitStack() as stack, self.errors():
             self._conn: Connection[Any] = stack.enter_context(
                 connect(self._provider.dsn, self._provider.settings)
             )
@@ -145,14 +146,14 @@ class PostgresSource:
 
     def share(self) -> Open:
         """See :mod:`persistence.transfer.workers`; it lasts as long as this snapshot."""
-        with self._errors():
+        with self.errors():
             (name,) = self._cursor().execute("SELECT pg_export_snapshot()").fetchall()[0]
         return partial(PostgresSource, self._provider, name, allow_pickle=self._allow_pickle)
 
     @property
     def database(self) -> str:
         """See :class:`persistence.transfer.records.Source`."""
-        with self._errors():
+        with self.errors():
             return database_identity(self._conn)
 
     def drift(self) -> list[str]:
@@ -166,7 +167,7 @@ class PostgresSource:
     @property
     def identity(self) -> str:
         """See :class:`persistence.transfer.records.Source`."""
-        with self._errors():
+        with self.errors():
             schema = self._provider.settings.db_schema
             if schema is None:
                 schema = self._cursor().execute("SELECT current_schema()").fetchall()[0][0]
@@ -177,7 +178,7 @@ class PostgresSource:
         # No id here has the character NUL, so what stands before it has the same place in the order.
         between = {"upto": upto.split("\0")[0], "after": after if after is None else after.split("\0")[0]}
         found: list[int] = []
-        with self._errors():
+        with self.errors():
             for table in ("checkpoints", "checkpoint_blobs", "checkpoint_writes"):
                 statement = (
                     f"SELECT count(*), coalesce(sum(xmin::text::bigint), 0)::bigint FROM {table}"
@@ -191,11 +192,11 @@ class PostgresSource:
         """See :class:`persistence.transfer.records.Source`."""
         from persistence.backends.postgres.transfer_official import PostgresOfficial
 
-        return PostgresOfficial(self._conn, self._provider.settings, self._errors)
+        return PostgresOfficial(self._conn, self._provider.settings, self.errors)
 
     def threads(self) -> Iterator[str]:
         """See :class:`persistence.transfer.records.Source`."""
-        with self._errors():
+        with self.errors():
             fetch = self._declare("threads", _THREADS, None)
             while rows := fetch(_THREADS_AT_ONCE):
                 yield from (row[0] for row in rows)
@@ -203,7 +204,7 @@ class PostgresSource:
     def count(self, threads: Sequence[str] | None = None) -> int:
         """See :class:`persistence.transfer.records.Source`."""
         counted = "SELECT count(*) FROM checkpoints"
-        with self._errors():
+        with self.errors():
             if threads is None:
                 return int(self._cursor().execute(counted).fetchall()[0][0])
             each = (
@@ -214,20 +215,26 @@ class PostgresSource:
 
     def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
         """See :class:`persistence.transfer.records.Source`."""
-        with self._errors():
+        with self.errors():
             if threads is None:
                 yield from self._some(None, data=data)
                 return
             for some in _held(threads):
                 yield from self._some(some, data=data)
 
+    def store(self) -> PostgresStoreSource:
+        """See :class:`persistence.transfer.records.Source`."""
+        from persistence.backends.postgres.transfer_store import PostgresStoreSource
+
+        return PostgresStoreSource(self, self._conn, self._provider.settings.db_schema)
+
     def _some(self, threads: Sequence[str] | None, *, data: bool) -> Iterator[Record]:
         if not data and self._has_others is None:
             others = self._cursor().execute(_OTHERS, {"plain": list(self._formats.plain_types)})
             self._has_others = bool(others.fetchall()[0][0])
-        blobs = _Ahead(self._rows(_BLOBS, threads, data=data))
-        checkpoints = _Ahead(self._rows(_CHECKPOINTS, threads, data=data))
-        writes = _Ahead(self._rows(_WRITES, threads, data=data))
+        blobs = _Ahead(self.rows(_BLOBS, threads, data=data))
+        checkpoints = _Ahead(self.rows(_CHECKPOINTS, threads, data=data))
+        writes = _Ahead(self.rows(_WRITES, threads, data=data))
         while heads := [stream.row for stream in (blobs, checkpoints, writes) if stream.row]:
             thread = min(row[0] for row in heads)
             while heads := [s.row for s in (blobs, checkpoints) if s.row and s.row[0] == thread]:
@@ -271,7 +278,9 @@ class PostgresSource:
         content = blob if data else None
         return Write(thread, ns, checkpoint, task, idx, path, channel, type_, digest, content)
 
-    def _rows(self, query: _Query, threads: Sequence[str] | None, *, data: bool) -> Iterator[tuple[Any, ...]]:
+    def rows(
+        self, query: Query, threads: Sequence[str] | None = None, *, data: bool = True
+    ) -> Iterator[tuple[Any, ...]]:
         """All rows in order, some at a time, so that memory stays bounded whatever their size."""
         if query.data and self._has_others:
             data = True
@@ -299,7 +308,8 @@ class PostgresSource:
     def _cursor(self) -> Cursor[tuple[Any, ...]]:
         return self._conn.cursor(binary=True, row_factory=tuple_row)
 
-    def _errors(self) -> _ReadErrors:
+    def errors(self) -> _ReadErrors:
+        """A block in which the driver's errors become ours."""
         return _ReadErrors(self.label)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+from persistence.backends.sqlite.transfer_store import SqliteStoreSource, has_table
 from persistence.errors import SourceError
 from persistence.transfer.canonical import (
     NotCanonicalError,
@@ -148,9 +149,18 @@ class SqliteSource:
 
     def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
         """See :class:`persistence.transfer.records.Source`."""
-        with self._reading():
+        with self._unchanged():
             for thread in [None] if threads is None else threads:
                 yield from self._merge(thread, data=data)
+
+    def store(self) -> SqliteStoreSource:
+        """See :class:`persistence.transfer.records.Source`."""
+        return SqliteStoreSource(self._conn, self._unchanged)
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        with self._reading():
+            yield
         if self._unlocked is not None and self._unlocked.changed():
             raise self._was_changed()
 
@@ -234,6 +244,8 @@ class SqliteSource:
         columns = {
             table: {row[1] for row in self._conn.execute(f"PRAGMA table_info({table})")} for table in _NEEDED
         }
+        if not any(columns.values()) and has_table(self._conn, "store"):
+            return False  # a file that only a store uses
         if not any(columns.values()):
             raise SourceError(
                 f"{self.label} is an empty database: it has no LangGraph tables",

@@ -18,13 +18,14 @@ from persistence.backends.sqlite.connection import translate
 from persistence.backends.sqlite.transfer import SqliteSource
 from persistence.backends.sqlite.transfer_lock import sole_transfer
 from persistence.backends.sqlite.transfer_preflight import SqlitePreflight
+from persistence.backends.sqlite.transfer_store import SqliteStoreSink
 from persistence.errors import ConflictError, ConnectError, TransferError
 from persistence.transfer.canonical import decode_json
 from persistence.transfer.digest import describe
 from persistence.transfer.formats import Formats
 from persistence.transfer.held import HeldValues
 from persistence.transfer.keys import Key
-from persistence.transfer.ledger import Ledger, Statement, entry_statements
+from persistence.transfer.ledger import Ledger, LedgerEntry, Statement, entry_statements
 from persistence.transfer.records import Batch, Checkpoint, Record, Value, Write
 
 if TYPE_CHECKING:
@@ -126,8 +127,16 @@ class SqliteSink:
                 conn.execute("DELETE FROM writes WHERE thread_id = ?", (thread,))
             for record in batch.records:
                 self._insert(conn, record)
-            for statement, args in entry_statements(batch.entry, batch.keys, self.now):
-                conn.execute(statement, args)
+            self.enter(conn, batch.entry, batch.keys)
+
+    def enter(self, conn: sqlite3.Connection, entry: LedgerEntry, keys: bytes) -> None:
+        """Note a batch in the ledger, in the transaction that writes it."""
+        for statement, args in entry_statements(entry, keys, self.now):
+            conn.execute(statement, args)
+
+    def store(self) -> SqliteStoreSink:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return SqliteStoreSink(self)
 
     def placed(self, records: Iterable[Record]) -> Iterator[Record]:
         """See :class:`persistence.transfer.records.Sink`; a row holds all its values."""
@@ -165,6 +174,15 @@ class SqliteSink:
         with self.transaction() as conn:
             for statement, args in statements:
                 conn.execute(statement, args)
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection | None]:
+        """A connection that only reads. A file that is not there is not made."""
+        if not self._path.exists():
+            yield None
+            return
+        with self.errors(), self._reader() as conn:
+            yield conn
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
