@@ -25,7 +25,7 @@ from persistence.backends.postgres.qualify import (
     quote_identifier,
     schema_cursor,
 )
-from persistence.backends.postgres.wire import Wire, is_large
+from persistence.backends.postgres.wire import LARGE, Wire, size_of
 from persistence.contract import ServerInfo
 from persistence.dsn import Dsn, mask_secrets
 from persistence.errors import ClosedError, ConnectError, DsnError, PersistenceError, SchemaError
@@ -81,7 +81,7 @@ class AsyncPoolConnection(AsyncConnection[DictRow]):
     async def exchange(self, statement: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         """Run a statement; one with large values in a thread, so that the event loop goes on."""
         run = self.wire.run(statement, params)
-        if not is_large(params):
+        if size_of(params) < LARGE:
             return await self.wait(run)
         work = asyncio.ensure_future(asyncio.to_thread(waiting.wait, run, self.pgconn.socket))
         try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from langchain_core.runnables import RunnableConfig
@@ -23,6 +24,7 @@ from psycopg import errors
 
 from persistence.backends.postgres import steps
 from persistence.backends.postgres.arguments import Life, PostgresArguments, Statement
+from persistence.backends.postgres.batches import Batches
 from persistence.backends.postgres.connection import AsyncPool, Pool, translated
 from persistence.backends.postgres.steps import Listing, Rows, Steps
 from persistence.errors import WrongLoopError
@@ -240,6 +242,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
         self.loop = asyncio.get_running_loop()
         self._where = pool.name
         self._life = Life()
+        self._batches = Batches(pool)
 
     async def setup(self) -> None:
         """As :meth:`PostgresSaver.setup`."""
@@ -261,7 +264,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> RunnableConfig:
         """Store a checkpoint; one with the same id is replaced."""
         config, operation = self._put(config, checkpoint, metadata, new_versions)
-        await self._here(lambda: self._run(operation))
+        await self._here(lambda: self._run(operation, self._store))
         return config
 
     async def aput_writes(
@@ -273,12 +276,12 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> None:
         """Store pending writes of one task."""
         if statement := self._put_writes(config, writes, task_id, task_path):
-            await self._here(lambda: self._execute(statement))
+            await self._here(lambda: self._shared(self._batches.write, statement))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that a config names, or the latest of its namespace."""
         statement = self._get(config)
-        rows = await self._here(lambda: self._execute(statement))
+        rows = await self._here(lambda: self._shared(self._batches.read, statement))
         if rows and steps.is_large(rows[0]):
             return await asyncio.to_thread(self._tuple, rows)
         return self._tuple(rows)
@@ -293,7 +296,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> AsyncIterator[CheckpointTuple]:
         """Checkpoints, the newest first; read page by page."""
         listing = self._listing(config, filter, before, limit)
-        while rows := await self._here(lambda: self._run(listing.page())):
+        while rows := await self._here(lambda: self._run(listing.page(), self._execute)):
             for row in rows:
                 if steps.is_large(row):
                     yield await asyncio.to_thread(steps.load, row, self.serde)
@@ -325,7 +328,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> Mapping[str, DeltaChannelHistory]:
         """Per channel, the writes since the nearest stored value on the way to the root."""
         operation = self._history(config, channels)
-        return await self._here(lambda: self._run(operation))
+        return await self._here(lambda: self._run(operation, self._execute))
 
     def put(
         self,
@@ -337,7 +340,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
         """As :meth:`aput`, from another thread."""
         self._check_thread()
         config, operation = self._put(config, checkpoint, metadata, new_versions)
-        self._wait(self._run(operation))
+        self._wait(self._run(operation, self._store))
         return config
 
     def put_writes(
@@ -350,12 +353,12 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
         """As :meth:`aput_writes`, from another thread."""
         self._check_thread()
         if statement := self._put_writes(config, writes, task_id, task_path):
-            self._wait(self._execute(statement))
+            self._wait(self._shared(self._batches.write, statement))
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """As :meth:`aget_tuple`, from another thread."""
         self._check_thread()
-        return self._tuple(self._wait(self._execute(self._get(config))))
+        return self._tuple(self._wait(self._shared(self._batches.read, self._get(config))))
 
     def list(
         self,
@@ -394,7 +397,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> Mapping[str, DeltaChannelHistory]:
         """As :meth:`aget_delta_channel_history`, from another thread."""
         self._check_thread()
-        return self._wait(self._run(self._history(config, channels)))
+        return self._wait(self._run(self._history(config, channels), self._execute))
 
     def _check_thread(self) -> None:
         self._check_open()
@@ -427,22 +430,26 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
             hint="open the database on the loop that uses it: async with persistence.aopen(...)",
         )
 
-    async def _execute(self, statement: Statement) -> Rows:
+    async def _shared(self, run: Callable[[Statement], Awaitable[Rows]], statement: Statement) -> Rows:
         self._check_open()
         with translated(self._where):
-            conn = await self.pool.getconn()
-            try:
-                return await conn.exchange(*statement)
-            finally:
-                await self.pool.putconn(conn)
+            return await run(statement)
 
-    async def _run(self, operation: Steps[T]) -> T:
+    async def _execute(self, statement: Statement) -> Rows:
+        return await self._shared(self._batches.alone, statement)
+
+    async def _store(self, statement: Statement) -> Rows:
+        """Run a statement of ``put``. No transaction may store a row twice: it is known by its ``xmin``."""
+        key = itemgetter("thread", "ns", "id")(statement[1])
+        return await self._shared(partial(self._batches.write, key=key), statement)
+
+    async def _run(self, operation: Steps[T], execute: Callable[[Statement], Awaitable[Rows]]) -> T:
         proceed: Callable[[], Statement] = operation.__next__
         try:
             while True:
                 statement = proceed()
                 try:
-                    proceed = partial(operation.send, await self._execute(statement))
+                    proceed = partial(operation.send, await execute(statement))
                 except _EXPECTED as error:
                     proceed = partial(operation.throw, error)
         except StopIteration as end:
@@ -464,7 +471,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     def _pages(self, listing: Listing) -> Iterator[CheckpointTuple]:
         while True:
             self._check_thread()
-            rows = self._wait(self._run(listing.page()))
+            rows = self._wait(self._run(listing.page(), self._execute))
             if not rows:
                 return
             for row in rows:

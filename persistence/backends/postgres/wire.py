@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from psycopg import errors, generators, pq
 from psycopg.abc import PQGen
+from psycopg.waiting import Ready, Wait
 
 from persistence.backends.postgres.qualify import qualify
 
@@ -25,6 +26,8 @@ _TEXT, _BYTEA, _INT4 = 25, 17, 23
 LARGE = 1_000_000
 """Bytes from which a call is worth a thread of its own."""
 _MOST_PREPARED = 100  # as psycopg's prepared_max
+Take = Callable[[list[tuple[Any, ...]]], Any]
+"""What is done with the rows of a statement."""
 _PLACEHOLDER = re.compile(r"%\((\w+)\)[sb]|%%")
 
 
@@ -48,15 +51,15 @@ def query_of(statement: str, schema: str | None, encoding: str) -> Query:
     return Query(_PLACEHOLDER.sub(number, statement).encode(encoding), tuple(names))
 
 
-def is_large(params: Mapping[str, Any]) -> bool:
-    """Whether sending these takes so long that an event loop should not do it."""
+def size_of(params: Mapping[str, Any]) -> int:
+    """Bytes of values; :data:`LARGE` ones take so long to send that an event loop should not do it."""
     size = 0
     for value in params.values():
         if type(value) is list:
             size += sum(len(item) for item in value if type(item) is bytes)
         elif type(value) is bytes:
             size += len(value)
-    return size >= LARGE
+    return size
 
 
 class Wire:
@@ -103,17 +106,102 @@ class Wire:
         del values  # may be large, and are sent
         return _rows((yield from self._result()), self._encoding)
 
+    def run_all(
+        self,
+        statements: Sequence[tuple[str, Mapping[str, Any]]],
+        take: Callable[[list[tuple[Any, ...]]], Any],
+    ) -> PQGen[None]:
+        """Run statements in one round trip and one transaction; for the connection's ``wait``.
+
+        Args:
+            statements: As :meth:`run` takes them, together not :data:`LARGE`.
+            take: Called with the rows of each, in order. What they say is true only if all went well.
+        """
+        ready = []
+        for statement, params in statements:
+            query = query_of(statement, self._schema, self._encoding)
+            ready.append((query, *_encoded([params[name] for name in query.names], self._encoding)))
+        self._pgconn.enter_pipeline_mode()
+        try:
+            prepares = self._send_all(ready)
+            del ready
+            self._pgconn.pipeline_sync()
+            while self._pgconn.flush():
+                if (yield Wait.RW) & Ready.R:
+                    self._pgconn.consume_input()
+            yield from self._take_all(prepares, take)
+        finally:
+            try:
+                self._pgconn.exit_pipeline_mode()
+            except errors.OperationalError:  # it is lost, or answers are on their way: of no use
+                self._pgconn.finish()
+
+    def _send_all(
+        self, ready: Sequence[tuple[Query, list[int], list[bytes | None]]]
+    ) -> list[tuple[Query, bytes] | None]:
+        """Send statements with formats and values; says which of them are prepared, and as what."""
+        pgconn, names = self._pgconn, dict(self._prepared)
+        prepares: list[tuple[Query, bytes] | None] = []
+        for query, formats, values in ready:
+            name, prepare = names.get(query), None
+            if name is None and self._is_worth_a_name(query):
+                name = names[query] = b"persistence_%d" % next(self._numbers)
+                prepare = query, name
+                pgconn.send_prepare(name, query.text)
+            if name is None:
+                pgconn.send_query_params(query.text, values, None, formats, pq.Format.BINARY)
+            else:
+                pgconn.send_query_prepared(name, values, formats, pq.Format.BINARY)
+            prepares.append(prepare)
+        return prepares
+
+    def _take_all(self, prepares: Sequence[tuple[Query, bytes] | None], take: Take) -> PQGen[None]:
+        error: errors.Error | None = None
+        for prepare in prepares:
+            if prepare is not None:
+                result = yield from self._next_result()
+                if result.status == pq.ExecStatus.COMMAND_OK:
+                    self._prepared.update([prepare])
+                elif error is None:
+                    error = errors.error_from_result(result, encoding=self._encoding)
+            result = yield from self._next_result()
+            if error is None and result.status == pq.ExecStatus.TUPLES_OK:
+                take(_rows(result, self._encoding))
+            elif error is None and result.status == pq.ExecStatus.COMMAND_OK:
+                take([])
+            elif error is None:
+                error = errors.error_from_result(result, encoding=self._encoding)
+        while (result := (yield from self._next_result())).status != pq.ExecStatus.PIPELINE_SYNC:
+            error = error or errors.error_from_result(result, encoding=self._encoding)  # of the commit
+        if isinstance(error, errors.InvalidSqlStatementName):
+            self._prepared.clear()
+        if error is not None:
+            raise error
+
+    def _next_result(self) -> PQGen[pq.abc.PGresult]:
+        """The next result of a pipeline; between those of two statements there is an empty one."""
+        while True:
+            while self._pgconn.is_busy():
+                yield Wait.R
+                self._pgconn.consume_input()
+            if (result := self._pgconn.get_result()) is not None:
+                return result
+
     def _name(self, query: Query) -> PQGen[bytes | None]:
-        if (name := self._prepared.get(query)) is not None or self._prepare_after is None:
+        if (name := self._prepared.get(query)) is not None or not self._is_worth_a_name(query):
             return name
-        used = self._used[query] = self._used.get(query, 0) + 1
-        if used <= self._prepare_after or len(self._prepared) >= _MOST_PREPARED:
-            return None
         name = b"persistence_%d" % next(self._numbers)
         self._pgconn.send_prepare(name, query.text)
         yield from self._result()
         self._prepared[query] = name
         return name
+
+    def _is_worth_a_name(self, query: Query) -> bool:
+        """Whether a statement, about to be used once more, shall be prepared."""
+        if self._prepare_after is None:
+            return False
+        used = self._used[query] = self._used.get(query, 0) + 1
+        return used > self._prepare_after and len(self._prepared) < _MOST_PREPARED
 
     @contextmanager
     def _at_once(self, values: Sequence[bytes | None]) -> Iterator[None]:
@@ -128,8 +216,8 @@ class Wire:
             self._pgconn.nonblocking = 1
 
     def _result(self) -> PQGen[pq.abc.PGresult]:
-        result: pq.abc.PGresult
-        (result,) = yield from generators.execute(self._pgconn)
+        # Where the commit fails there are two results, and the second one says so.
+        result: pq.abc.PGresult = (yield from generators.execute(self._pgconn))[-1]
         if result.status in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
             return result
         raise errors.error_from_result(result, encoding=self._encoding)

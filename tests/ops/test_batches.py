@@ -1,0 +1,286 @@
+"""Operations that share a round trip and a commit on Postgres: what each of them notices of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import errors
+from psycopg_pool import PoolTimeout
+
+import persistence
+from persistence.backends.postgres.batches import Batches
+from persistence.backends.postgres.connection import make_async_pool
+from persistence.dsn import Dsn
+from persistence.errors import ClosedError, ConnectError
+from persistence.settings import Settings
+from persistence.testing.subject import at, bare
+from tests.ops.test_lost import KILL, kill_all
+
+_INSERT = "INSERT INTO done (id) VALUES (%(id)s::int) RETURNING id, pg_current_xact_id()::text"
+_DIVIDE = "INSERT INTO done (id) SELECT 1 / %(id)s::int RETURNING id"
+_SLOW = "INSERT INTO done (id) SELECT %(id)s::int FROM pg_sleep(%(seconds)s::float8) RETURNING id"
+_ID = "SELECT %(id)s::int / 1"
+_POOL = 6
+
+
+@pytest.fixture
+def watch(postgres_dsn: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection beside the pool."""
+    with psycopg.connect(postgres_dsn, autocommit=True) as conn:
+        conn.execute("CREATE TABLE done (id int)")
+        yield conn
+
+
+@pytest.fixture
+async def batches(
+    request: pytest.FixtureRequest, postgres_dsn: str, watch: psycopg.Connection[Any]
+) -> AsyncIterator[Batches]:
+    """With ``False``, as behind PgBouncer: nothing is prepared."""
+    pgbouncer = not getattr(request, "param", True)
+    settings = Settings(pool_min=_POOL, pool_max=_POOL, pool_timeout=5, pgbouncer=pgbouncer)
+    async with make_async_pool(Dsn.parse(postgres_dsn), settings) as pool:
+        await pool.wait(10)
+        yield Batches(pool)
+
+
+def stored(watch: psycopg.Connection[Any]) -> list[int]:
+    return [id_ for (id_,) in watch.execute("SELECT id FROM done ORDER BY id")]
+
+
+def insert(batches: Batches, *ids: int, key: Any = None) -> list[asyncio.Task[Any]]:
+    return [asyncio.ensure_future(batches.write((_INSERT, {"id": id_}), key)) for id_ in ids]
+
+
+async def busy(batches: Batches, seconds: float = 0.3) -> list[asyncio.Task[Any]]:
+    """Have those who go alone take some time, so that what comes now goes together."""
+    waits = [asyncio.ensure_future(batches.read((f"SELECT pg_sleep({seconds})::text", {}))) for _ in range(4)]
+    await asyncio.sleep(0.01)
+    return waits
+
+
+prepared_or_not = pytest.mark.parametrize("batches", [True, False], indirect=True)
+
+
+@prepared_or_not
+async def test_those_who_wait_share_a_transaction_and_the_others_do_not(
+    batches: Batches, watch: psycopg.Connection[Any]
+) -> None:
+    for _ in range(8):  # prepared at last, where anything is
+        results = await asyncio.gather(*insert(batches, *range(40)))
+        assert [rows[0][0] for rows in results] == list(range(40))
+        transactions = [rows[0][1] for rows in results]
+        assert len(set(transactions[:4])) == 4
+        assert len(set(transactions)) < 12
+    assert stored(watch) == sorted([*range(40)] * 8)
+
+
+@prepared_or_not
+async def test_a_failure_stays_alone(batches: Batches, watch: psycopg.Connection[Any]) -> None:
+    await busy(batches, 0.02)
+    bad = [asyncio.ensure_future(batches.write((_DIVIDE, {"id": 0}))) for _ in range(3)]
+    good = insert(batches, *range(20))
+    broken = [asyncio.ensure_future(batches.read(("SELECT nonsense", {}))) for _ in range(2)]
+    reads = [asyncio.ensure_future(batches.read((_ID, {"id": id_}))) for id_ in range(20)]
+    ended: list[Any] = await asyncio.gather(*bad, *good, *broken, *reads, return_exceptions=True)
+    assert [type(error) for error in ended[:3]] == [errors.DivisionByZero] * 3
+    assert [rows[0][0] for rows in ended[3:23]] == list(range(20))
+    assert [type(error) for error in ended[23:25]] == [errors.UndefinedColumn] * 2
+    assert ended[25:] == [[(id_,)] for id_ in range(20)]
+    assert stored(watch) == list(range(20))
+
+
+async def test_a_commit_that_fails_is_the_error_of_who_caused_it(
+    batches: Batches, watch: psycopg.Connection[Any]
+) -> None:
+    watch.execute("ALTER TABLE done ADD CONSTRAINT once UNIQUE (id) DEFERRABLE INITIALLY DEFERRED")
+    watch.execute("INSERT INTO done VALUES (7)")
+    await busy(batches, 0.02)
+    ended = await asyncio.gather(*insert(batches, *range(10)), return_exceptions=True)
+    assert [type(one) for one in ended].count(errors.UniqueViolation) == 1
+    assert isinstance(ended[7], errors.UniqueViolation)
+    assert stored(watch) == list(range(10))
+
+
+async def test_one_key_is_written_once_in_a_transaction(batches: Batches) -> None:
+    await busy(batches, 0.02)
+    same = await asyncio.gather(*insert(batches, *range(6), key=("thread", "ns", "id")))
+    assert len({rows[0][1] for rows in same}) == 6
+
+
+async def test_who_is_cancelled_before_its_turn_does_nothing(
+    batches: Batches, watch: psycopg.Connection[Any]
+) -> None:
+    await busy(batches, 0.1)
+    tasks = insert(batches, *range(10))
+    await asyncio.sleep(0)
+    tasks[3].cancel()
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(ended[3], asyncio.CancelledError)
+    assert stored(watch) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+async def test_who_is_cancelled_on_the_way_leaves_the_others_alone(
+    batches: Batches, watch: psycopg.Connection[Any]
+) -> None:
+    await busy(batches, 0.02)
+    tasks = insert(batches, *range(5))
+    slow = asyncio.ensure_future(batches.write((_SLOW, {"id": 100, "seconds": "0.6"})))
+    tasks += insert(batches, *range(5, 10))
+    await asyncio.sleep(0.2)
+    begin = time.monotonic()
+    tasks[3].cancel()
+    with suppress(asyncio.CancelledError):
+        await tasks[3]
+    assert time.monotonic() - begin < 0.3  # the server was told; nobody waited for the slow one
+    now = stored(watch)
+    ended = await asyncio.gather(*tasks, slow, return_exceptions=True)
+    assert isinstance(ended[3], asyncio.CancelledError)
+    assert (3 in stored(watch)) == (3 in now)  # once it is cancelled, nothing more happens
+    assert [rows[0][0] for rows in ended if not isinstance(rows, BaseException)] == [
+        0, 1, 2, 4, 5, 6, 7, 8, 9, 100,
+    ]  # fmt: skip
+    assert [id_ for id_ in stored(watch) if id_ != 3] == [0, 1, 2, 4, 5, 6, 7, 8, 9, 100]
+
+
+async def test_who_waits_for_a_lock_does_not_hold_up_the_others(
+    batches: Batches, watch: psycopg.Connection[Any], postgres_dsn: str
+) -> None:
+    watch.execute("CREATE TABLE row (id int); INSERT INTO row VALUES (1)")
+    with psycopg.connect(postgres_dsn) as other:
+        other.execute("UPDATE row SET id = 1")
+        await busy(batches, 0.02)
+        begin = time.monotonic()
+        locked = asyncio.ensure_future(
+            batches.write(("UPDATE row SET id = %(id)s::int RETURNING id", {"id": 2}))
+        )
+        assert len(await asyncio.gather(*insert(batches, *range(10)))) == 10
+        assert time.monotonic() - begin < 3
+        assert not locked.done()
+        other.commit()
+        assert await locked == [(2,)]
+    assert stored(watch) == list(range(10))
+
+
+async def test_others_are_served_while_as_many_as_go_alone_are_stuck(batches: Batches) -> None:
+    waits = await busy(batches, 1.5)
+    begin = time.monotonic()
+    assert await batches.read((_ID, {"id": 1})) == [(1,)]
+    assert time.monotonic() - begin < 1
+    await asyncio.gather(*waits)
+
+
+async def test_each_waits_for_a_connection_as_long_as_the_pool_says(batches: Batches) -> None:
+    pool = batches._pool
+    pool.timeout = 0.4
+    held = [await pool.getconn() for _ in range(_POOL)]
+    begin = time.monotonic()
+    tasks = insert(batches, *range(8))
+    await asyncio.sleep(0.2)
+    tasks += insert(batches, *range(8, 16))
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(error) for error in ended] == [PoolTimeout] * 16
+    assert {str(error) for error in ended} == {"couldn't get a connection after 0.40 sec"}
+    assert 0.55 < time.monotonic() - begin < 1.5
+    for conn in held:
+        await pool.putconn(conn)
+    assert len(await asyncio.gather(*insert(batches, *range(16)))) == 16
+
+
+async def test_a_pool_that_closes_refuses_all_who_wait(batches: Batches) -> None:
+    held = [await batches._pool.getconn() for _ in range(_POOL)]
+    tasks = insert(batches, *range(10))
+    await asyncio.sleep(0.05)
+    for conn in held:
+        await conn.close()
+        await batches._pool.putconn(conn)
+    await batches._pool.close()
+    ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 3)
+    assert all(isinstance(one, (psycopg.Error, list)) for one in ended)
+    assert any(isinstance(one, psycopg.Error) for one in ended)
+
+
+async def test_who_lost_the_connection_is_told_so_and_the_next_call_works(
+    batches: Batches, watch: psycopg.Connection[Any], postgres_dsn: str
+) -> None:
+    await busy(batches, 0.02)
+    tasks = insert(batches, *range(10))
+    tasks.append(asyncio.ensure_future(batches.write((_SLOW, {"id": 100, "seconds": "0.8"}))))
+    await asyncio.sleep(0.2)
+    watch.execute(KILL)
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(one, psycopg.OperationalError) for one in ended)
+    assert stored(watch) == []
+    assert len(await asyncio.gather(*insert(batches, *range(10)))) == 10
+
+
+def config_of(number: int) -> Any:
+    return at(f"t{number}")
+
+
+async def test_savers_share_too_and_tell_each_its_own_error(
+    postgres_dsn: str, watch: psycopg.Connection[Any]
+) -> None:
+    """A row that the database refuses, among many; and what is stored is what each one stored."""
+    async with persistence.aopen(postgres_dsn, settings=Settings(pool_max=8)) as db:
+        saver = db.checkpointer
+        assert saver is not None
+        watch.execute("ALTER TABLE checkpoints ADD CHECK (thread_id <> 't13' OR checkpoint_id < '2')")
+
+        async def walk(number: int) -> None:
+            for step in ("1", "2", "3"):
+                values = {"n": number, "list": [number, step]}
+                versions: dict[str, Any] = dict.fromkeys(values, step)
+                config = await saver.aput(config_of(number), bare(step, values, versions), {}, versions)
+                await saver.aput_writes(config, [("n", number)], "task")
+                found = await saver.aget_tuple(config_of(number))
+                assert found is not None
+                assert found.checkpoint["channel_values"] == values
+                assert found.pending_writes == [("task", "n", number)]
+
+        ended = await asyncio.gather(*(walk(number) for number in range(60)), return_exceptions=True)
+        assert [number for number, one in enumerate(ended) if one is not None] == [13]
+        assert isinstance(ended[13], errors.CheckViolation)
+        transactions = watch.execute("SELECT count(DISTINCT xmin::text) FROM checkpoints").fetchone()
+        rows = watch.execute("SELECT count(*) FROM checkpoints").fetchone()
+        assert transactions is not None
+        assert rows == (59 * 3 + 1,)
+        assert transactions[0] < 120
+
+    with pytest.raises(ClosedError):
+        await saver.aget_tuple(config_of(1))
+
+
+async def test_savers_that_lose_the_server_say_so_in_our_words(postgres_dsn: str) -> None:
+    async with persistence.aopen(postgres_dsn, settings=Settings(pool_min=4, pool_max=8)) as db:
+        saver = db.checkpointer
+        assert saver is not None
+        stop = asyncio.Event()
+        seen: list[BaseException] = []
+
+        async def walk(number: int) -> None:
+            step = 0
+            while not stop.is_set():
+                step += 1
+                try:
+                    await saver.aput(
+                        config_of(number), bare(f"{step:06}", {"n": step}, {"n": f"{step:06}"}), {}, {}
+                    )
+                    await saver.aget_tuple(config_of(number))
+                except Exception as error:  # noqa: BLE001 - looked at below
+                    seen.append(error)
+
+        tasks = [asyncio.create_task(walk(number)) for number in range(40)]
+        for _ in range(3):
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(kill_all, postgres_dsn)
+        await asyncio.sleep(0.2)
+        stop.set()
+        await asyncio.gather(*tasks)
+        assert seen
+        assert {type(error) for error in seen} == {ConnectError}
