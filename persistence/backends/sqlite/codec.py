@@ -7,7 +7,6 @@ parent's row as bytes, and what the format changes at the top of a channel can b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.jsonplus import EXT_CONSTRUCTOR_SINGLE_ARG, JsonPlusSerializer
 
+from persistence.metadata import json_value
 from persistence.rules import Put, Typed, dumps, writes_plain_msgpack
 
 _NIL = b"\xc0"
@@ -136,10 +136,7 @@ def inside_map(type_: str, blob: bytes) -> bytes:
 
 def load_metadata(text: bytes | str | None) -> dict[str, Any]:
     """Metadata as stored."""
-    try:
-        loaded = msgspec.json.decode(text) if text else {}
-    except ValueError:  # what only Python's own reader takes: NaN, unpaired surrogates
-        loaded = json.loads(text or "{}")
+    loaded = json_value(text) if text else {}
     return loaded if isinstance(loaded, dict) else {}
 
 
