@@ -43,7 +43,7 @@ ASYNC_OPERATIONS = tuple(f"a{name}" for name in OPERATIONS)
 _KIB = 1024.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # so its hash is its identity: it is looked up all the time
 class Histogram:
     """One measured quantity."""
 
@@ -94,6 +94,7 @@ class Meter:
     def __init__(self, backend: str) -> None:
         self._backend = backend
         self._labels: dict[tuple[str, str], Labels] = {}
+        self._kinds: dict[str, Labels] = {}
         with _recorders_lock:
             _enable_open_telemetry()
 
@@ -121,8 +122,11 @@ class Meter:
 
     def size(self, kind: str, size: int) -> None:
         """So many bytes of values were stored or loaded."""
+        labels = self._kinds.get(kind)
+        if labels is None:
+            labels = self._kinds[kind] = {"backend": self._backend, "kind": kind}
         for recorder in _recorders:
-            recorder.record(SIZE, size, {"backend": self._backend, "kind": kind})
+            recorder.record(SIZE, size, labels)
 
 
 _recorders: list[_Recorder] = []

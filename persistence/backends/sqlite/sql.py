@@ -64,10 +64,14 @@ _PAGE = f"""
     SELECT k.key, parent_checkpoint_id, c.type, checkpoint, metadata
     {_OF_KEYS.format("checkpoints")}"""
 _PAGE_WRITES = f"SELECT k.key, task_path, task_id, idx, channel, c.type, c.value {_OF_KEYS.format('writes')}"
+_RANGE_WRITES = """
+    SELECT checkpoint_id, task_path, task_id, idx, channel, type, value FROM writes
+    WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id BETWEEN ? AND ?"""
 _PLAIN_TEXT = re.compile(r"[\w.:-]*", re.ASCII)
 _PLAIN_NAME = re.compile(r"[\w.:-]*[A-Za-z][\w.:-]*", re.ASCII)  # with a letter: not the text of a number
 _FEW_RUNS = 16
 _PAGE_ROWS = 16
+_RANGE_ROWS = 64
 _PAGE_BYTES = 1 << 18
 _FIRST_KEYS, _MOST_KEYS = 256, 4096
 
@@ -173,10 +177,10 @@ def sends(conn: sqlite3.Connection, row: Row) -> list[WriteRow]:
 
 @dataclass(slots=True)
 class Listing:
-    """A listing that is read page by page.
+    """A listing that is read page by page. A page holds some rows or some bytes, whatever is less.
 
-    Its keys are read ahead, each time from where the last one ended, because finding them may mean
-    a look at every key there is. A page holds some rows or some bytes, whatever is less.
+    Of one namespace the rows lie in their order. Else keys are read ahead, each time from where the last
+    one ended, because finding them may mean a look at every key there is.
     """
 
     scope: rules.Scope
@@ -188,6 +192,8 @@ class Listing:
 
     def page(self, conn: sqlite3.Connection) -> list[Row]:
         """The next page; an empty one is the end."""
+        if self.scope.thread is not None and self.scope.ns is not None and not self.wanted:
+            return self._range(conn, self.scope.thread, self.scope.ns)
         while True:
             if not self.keys:
                 self._read_keys(conn)
@@ -196,6 +202,27 @@ class Listing:
             rows = self._rows(conn, self.keys[:_PAGE_ROWS])
             if rows:  # else all were deleted meanwhile
                 return rows
+
+    def _range(self, conn: sqlite3.Connection, thread: str, ns: str) -> list[Row]:
+        count = _RANGE_ROWS if self.left is None else min(_RANGE_ROWS, self.left)
+        where, params = self._where()
+        sql = f"""SELECT checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata FROM checkpoints
+            {where} ORDER BY checkpoint_id DESC LIMIT ?"""
+        rows: dict[str, Row] = {}
+        size = 0
+        with closing(conn.execute(sql, (*params, count))) as cursor:
+            for id_, parent, type_, blob, metadata in cursor:
+                rows[id_] = Row((thread, ns, id_), parent, (type_, blob), metadata, [])
+                size += len(blob)
+                if size > _PAGE_BYTES:
+                    break
+        if rows:
+            self.last = (thread, ns, id_)
+            self.left = None if self.left is None else self.left - len(rows)
+            for at, *write in conn.execute(_RANGE_WRITES, (thread, ns, id_, next(iter(rows)))):
+                if row := rows.get(at):
+                    row.writes.append(cast(WriteRow, tuple(write)))
+        return list(rows.values())
 
     def _read_keys(self, conn: sqlite3.Connection) -> None:
         count, self.ahead = self.ahead, min(self.ahead * 4, _MOST_KEYS)
