@@ -72,7 +72,7 @@ _PLAIN_NAME = re.compile(r"[\w.:-]*[A-Za-z][\w.:-]*", re.ASCII)  # with a letter
 _FEW_RUNS = 16
 _PAGE_ROWS = 16
 _RANGE_ROWS = 64
-_PAGE_BYTES = 1 << 18
+_PAGE_BYTES = 1 << 16
 _FIRST_KEYS, _MOST_KEYS = 256, 4096
 
 Where = tuple[str, str, str]
