@@ -18,6 +18,7 @@ from langgraph.store.postgres import PostgresStore
 from psycopg.rows import dict_row
 
 from persistence import schema
+from persistence.backends.postgres.tables import PostgresTables
 from persistence.errors import ConnectError, SchemaError
 from persistence.registry import provider_for
 from persistence.settings import Settings
@@ -71,6 +72,7 @@ def test_setup_that_has_nothing_to_do_loads_no_schema_library(place: Place) -> N
     script = """
 import sys
 from persistence import schema
+from persistence.backends.postgres.tables import PostgresTables
 from persistence.registry import provider_for
 from persistence.settings import Settings
 provider = provider_for(sys.argv[1], Settings(db_schema=sys.argv[2] or None))
@@ -218,6 +220,7 @@ def test_a_locked_file_is_given_up_in_time(sqlite_place: Place) -> None:
 READ_ONLY = """
 import sys
 from persistence import schema
+from persistence.backends.postgres.tables import PostgresTables
 from persistence.errors import PersistenceError
 from persistence.registry import provider_for
 from persistence.settings import Settings
@@ -268,3 +271,24 @@ def test_a_read_only_file_that_is_not_complete_is_a_clear_error(sqlite_place: Pl
     found, error = _without_rights(Path("/"), sqlite_place.dsn)
     assert found == "['table writes is missing']"
     assert error.startswith("SchemaError") and "may only be read" in error and "`persistence setup`" in error
+
+
+_COMPRESSION = """
+SELECT c.relname::text, a.attcompression::text FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+WHERE a.attname = 'blob' AND c.relname IN ('checkpoint_blobs', 'checkpoint_writes') ORDER BY 1
+"""
+
+
+def test_large_values_are_compressed_by_lz4_where_the_server_has_it(postgres_schema_place: Place) -> None:
+    """The server from the wheel has not: setup leaves its columns alone, and pglz shows the statements."""
+    place = postgres_schema_place
+    schema.setup(place.provider)
+    has_lz4 = place.run(
+        "SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'"
+    )
+    expected = "l" if has_lz4 == [(True,)] else ""
+    assert place.run(_COMPRESSION) == [("checkpoint_blobs", expected), ("checkpoint_writes", expected)]
+    with PostgresTables(place.provider) as tables:
+        tables.set_compression("pglz")
+    assert place.run(_COMPRESSION) == [("checkpoint_blobs", "p"), ("checkpoint_writes", "p")]
+    assert schema.check(place.provider) == []

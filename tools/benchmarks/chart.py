@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from tools.benchmarks.contenders import BARE, NO_LOCK, OFFICIAL, OURS
+from tools.benchmarks.contenders import BARE, NO_LOCK, OFFICIAL, OURS, SHARED
 from tools.benchmarks.report import COMPARED, number
 from tools.benchmarks.transfers import PGLOADER, TWO
 from tools.benchmarks.works import Outcome
@@ -16,6 +16,7 @@ COLOURS = {
     BARE: "#8a8f98",
     PGLOADER: "#5b6fb5",
     TWO: "#7fb069",
+    SHARED: "#5b6270",
 }
 NAMES, BARS, BAR = 170, 520, 16
 

@@ -28,6 +28,8 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
 import persistence
+from persistence.backends.postgres.connection import make_async_pool
+from persistence.dsn import Dsn
 from tools.benchmarks import bare
 from tools.benchmarks.clients import AsyncClient, AsyncSaverClient, Client, SaverClient
 
@@ -35,6 +37,7 @@ POOL = 20
 """Connections at most, for everybody: what the official documentation suggests."""
 
 OURS, OFFICIAL, NO_LOCK, BARE = "ours", "official", "official without its lock", "bare driver"
+SHARED = "bare driver, trips shared"
 
 SyncOpener = Callable[[str], AbstractContextManager[Client]]
 AsyncOpener = Callable[[str], AbstractAsyncContextManager[AsyncClient]]
@@ -172,6 +175,16 @@ async def abare_postgres(place: str) -> AsyncIterator[AsyncClient]:
         yield bare.AsyncPostgres(pool)
 
 
+@asynccontextmanager
+async def shared_postgres(place: str) -> AsyncIterator[AsyncClient]:
+    """The bare driver's rows by the round trips of our saver."""
+    async with abare_postgres(place):  # makes the tables
+        pass
+    settings = _settings()
+    async with make_async_pool(Dsn.parse(place), settings) as pool:
+        yield bare.SharedPostgres(pool)
+
+
 def _sqlite_dsn(opener: Any) -> Any:
     """Ours takes a DSN where the others take a path."""
     return lambda place: opener(f"sqlite:///{place}")
@@ -202,6 +215,7 @@ SAVERS: dict[tuple[str, str], tuple[Contender, ...]] = {
         Contender(OFFICIAL, aofficial_postgres),
         Contender(NO_LOCK, unlocked_postgres),
         Contender(BARE, abare_postgres),
+        Contender(SHARED, shared_postgres),
     ),
 }
 """By backend and colour. The bare ``sqlite3`` has one colour: it is the limit of both."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import psycopg
 
 from tools.benchmarks import applications, child, measure, transfers
-from tools.benchmarks.contenders import BARE, OURS, SAVERS, STORES
+from tools.benchmarks.contenders import BARE, OURS, SAVERS, SHARED, STORES
 from tools.benchmarks.measure import Load, Sample
 from tools.benchmarks.server import Server
 
@@ -272,7 +272,8 @@ def _names(work: Work) -> list[str]:
     if work.kind == MEMORY:
         return [OURS]
     names = [contender.name for contender in SAVERS[work.backend, work.colour]]
-    return [name for name in names if name != BARE] if work.kind == "graph" else names
+    absent = {"steps": (), "graph": (BARE, SHARED)}.get(work.kind, (SHARED,))
+    return [name for name in names if name not in absent]
 
 
 def _guarded(action: Callable[[], Sample]) -> Sample:

@@ -132,6 +132,16 @@ SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(
 """
 
 
+# A server built without lz4 does not name it. What is stored already stays as it is.
+_HAS_LZ4 = """
+SELECT 1 FROM pg_catalog.pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)
+"""
+_SET_COMPRESSION = (
+    "ALTER TABLE checkpoint_blobs ALTER COLUMN blob SET COMPRESSION {0}",
+    "ALTER TABLE checkpoint_writes ALTER COLUMN blob SET COMPRESSION {0}",
+)
+
+
 class PostgresTables:
     """The tables of one Postgres database; a context manager that connects when first needed."""
 
@@ -211,8 +221,15 @@ class PostgresTables:
             PostgresSaver(connection).setup()
             PostgresStore(connection).setup()
             if pending:
+                if "checkpoint_migrations" in pending and self._rows(_HAS_LZ4):
+                    self.set_compression("lz4")
                 # A setup that was killed leaves an index half built, and IF NOT EXISTS takes it for made.
                 self._rebuild_invalid_indexes()
+
+    def set_compression(self, method: str) -> None:
+        """How large values are compressed from now on; lz4 takes a fraction of the time of ``pglz``."""
+        for statement in _SET_COMPRESSION:
+            self._connection().execute(statement.format(method).encode())
 
     def repair_langgraph_tables(self) -> None:
         """Run every migration of LangGraph's again, recorded or not. All of them may be repeated."""
