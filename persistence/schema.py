@@ -69,7 +69,7 @@ OWN_TABLES: Mapping[str, TableShape] = {
         frozenset({"run_id", "thread_id", "action"}), ("run_id", "thread_id")
     ),
     "persistence_transfer_rejects": TableShape(
-        frozenset({"run_id", "reject_no", "place", "reason", "form", "raw"}), ("run_id", "reject_no")
+        frozenset({"run_id", "reject_no", "thread", "place", "reason", "raw"}), ("run_id", "reject_no")
     ),
 }
 

@@ -40,9 +40,9 @@ def upgrade() -> None:
         "persistence_transfer_rejects",
         sa.Column("run_id", sa.Text, primary_key=True),
         sa.Column("reject_no", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("thread", sa.LargeBinary, nullable=False),  # UTF-8: it may be what cannot be text here
         sa.Column("place", sa.Text, nullable=False),
         sa.Column("reason", sa.Text, nullable=False),
-        sa.Column("form", sa.Text, nullable=False),
         sa.Column("raw", sa.LargeBinary, nullable=False),
         schema=schema,
         if_not_exists=True,

@@ -52,6 +52,14 @@ OnConflict = Annotated[
         help="What to do about threads and items that TARGET has already.",
     ),
 ]
+OnReject = Annotated[
+    Literal["stop", "set-aside"],
+    typer.Option(
+        "--on-reject",
+        metavar="stop|set-aside",
+        help="Rows that cannot be moved: refuse, or move the others and end with exit code 6.",
+    ),
+]
 MaxMbps = Annotated[
     float | None,
     typer.Option(

@@ -18,6 +18,7 @@ from persistence.cli.choices import (
     NewerThan,
     OlderThan,
     OnConflict,
+    OnReject,
     Threads,
     Where,
     WithoutVectors,
@@ -28,7 +29,7 @@ from persistence.cli.choices import (
 from persistence.cli.console import OK, emit, printable, rows
 from persistence.cli.planning import AgainstTarget, DryRun, check_flags, found, planned
 from persistence.cli.reporting import ReportPath, running
-from persistence.errors import VerificationError
+from persistence.errors import TransferError, VerificationError
 
 if TYPE_CHECKING:
     from persistence import transfer
@@ -60,6 +61,7 @@ def migrate(
     include: Include = None,
     without_vectors: WithoutVectors = False,
     on_conflict: OnConflict = "error",
+    on_reject: OnReject = "stop",
     max_mbps: MaxMbps = None,
     workers: Workers = None,
     allow_pickle: AllowPickle = False,
@@ -81,6 +83,7 @@ def migrate(
     options = transfer.Options(
         select=select,
         on_conflict=on_conflict,
+        on_reject=on_reject,
         allow_pickle=allow_pickle,
         decrypt=decrypt,
         max_mbps=max_mbps,
@@ -97,8 +100,8 @@ def migrate(
         done = transfer.migrate(
             left, right, archive=archive, verify=not no_verify, progress=run.show, options=options
         )
-        run.ended("succeeded", done.to_json())
-    return _summary("migrated", done)
+        run.ended("in part" if done.set_aside else "succeeded", done.to_json())
+    return summary("migrated", done)
 
 
 def export(
@@ -133,8 +136,8 @@ def export(
         return planned("export", left, archive, options, report)
     with running("export", report, source=left, target=archive) as run:
         done = transfer.export(left, archive, progress=run.show, options=options)
-        run.ended("succeeded", done.to_json())
-    return _summary("exported", done)
+        run.ended("in part" if done.set_aside else "succeeded", done.to_json())
+    return summary("exported", done)
 
 
 def import_(
@@ -148,6 +151,7 @@ def import_(
     include: Include = None,
     without_vectors: WithoutVectors = False,
     on_conflict: OnConflict = "error",
+    on_reject: OnReject = "stop",
     max_mbps: MaxMbps = None,
     workers: Workers = None,
     allow_pickle: AllowPickle = False,
@@ -166,6 +170,7 @@ def import_(
     options = transfer.Options(
         select=select,
         on_conflict=on_conflict,
+        on_reject=on_reject,
         allow_pickle=allow_pickle,
         decrypt=decrypt,
         max_mbps=max_mbps,
@@ -178,8 +183,8 @@ def import_(
         return planned("import", archive, right, options, report, against_target=against_target)
     with running("import", report, source=archive, target=right) as run:
         done = transfer.import_(archive, right, verify=not no_verify, progress=run.show, options=options)
-        run.ended("succeeded", done.to_json())
-    return _summary("imported", done)
+        run.ended("in part" if done.set_aside else "succeeded", done.to_json())
+    return summary("imported", done)
 
 
 def verify(
@@ -283,7 +288,8 @@ def _checked(check: ArchiveCheck) -> int:
     return OK
 
 
-def _summary(done: str, report: Report) -> int:
+def summary(done: str, report: Report) -> int:
+    """Print the outcome of a transfer; gives the exit code."""
     from persistence.transfer.report import amount
 
     totals = report.totals
@@ -308,8 +314,9 @@ def _summary(done: str, report: Report) -> int:
         ),
         ("result", _result(done, report)),
     ]
-    emit(json.loads(report.to_json()), [rows(pairs), *found(report.findings)])
-    return OK
+    aside = [printable(f"set aside: {one}") for one in report.rejects]
+    emit(json.loads(report.to_json()), [rows(pairs), *found(report.findings), *aside])
+    return TransferError.exit_code if report.set_aside else OK
 
 
 def _store(report: Report) -> list[tuple[str, object]]:
@@ -330,6 +337,9 @@ def _left_out(count: int, what: str) -> str:
 
 
 def _result(done: str, report: Report) -> str:
+    if report.set_aside:
+        how = f"in part: {report.set_aside:,} rows are set aside, which `persistence rejects` lists"
+        return f"{done} {how}; {'the rest is verified' if report.verified else 'not verified'}"
     if report.already_done:
         verified = " and verified" if report.verified else ", not verified"
         return f"nothing to do: {done}{verified} before; `persistence verify` compares again"

@@ -1,4 +1,4 @@
-"""``persistence runs`` and ``persistence undo``: what was moved into a database, and taking it out again."""
+"""``persistence runs``, ``rejects``, ``retry-rejects`` and ``undo``: what was moved into a database."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from persistence.cli.arguments import DsnOption, Json, required_provider
-from persistence.cli.console import OK, emit, rows
+from persistence.cli.arguments import DsnOption, Json, Source, read_dsn, required_provider
+from persistence.cli.choices import AllowPickle, Decrypt
+from persistence.cli.console import OK, emit, printable, rows
+from persistence.cli.progress import progress
+from persistence.cli.transfer import summary
+
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="The run's id, its beginning, or 'last'; `persistence runs` lists the runs."
+    ),
+]
 
 
 def runs(dsn: DsnOption = None, as_json: Json = False) -> int:
@@ -38,13 +48,39 @@ def runs(dsn: DsnOption = None, as_json: Json = False) -> int:
     return OK
 
 
+def rejects(run: Run, dsn: DsnOption = None, as_json: Json = False) -> int:
+    """List the rows that a transfer set aside, and why."""
+    from persistence import transfer
+
+    found = transfer.rejects(run, required_provider(dsn).dsn)
+    document = [{"thread_id": one.thread_id, "place": one.place, "reason": one.reason} for one in found]
+    emit(
+        {"rejects": document},
+        [printable(f"{one.place}: {one.reason}") for one in found] or ["nothing was set aside"],
+    )
+    return OK
+
+
+def retry_rejects(
+    run: Run,
+    source: Source,
+    dsn: DsnOption = None,
+    allow_pickle: AllowPickle = False,
+    decrypt: Decrypt = False,
+    as_json: Json = False,
+) -> int:
+    """Move what a transfer from SOURCE set aside, once the cause is mended."""
+    from persistence import transfer
+
+    left, right = read_dsn(source), required_provider(dsn).dsn
+    options = transfer.Options(allow_pickle=allow_pickle, decrypt=decrypt)
+    with progress() as show:
+        report = transfer.retry_rejects(run, left, right, progress=show, options=options)
+    return summary("moved", report)
+
+
 def undo(
-    run: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN", help="The run's id, its beginning, or 'last'; `persistence runs` lists the runs."
-        ),
-    ],
+    run: Run,
     dsn: DsnOption = None,
     later: Annotated[
         Literal["refuse", "keep", "remove"],

@@ -3,7 +3,17 @@
 ``docs/moving-data.md`` says how to use it, ``docs/archive-format.md`` what an archive and a digest are.
 """
 
-from persistence.transfer.api import export, import_, migrate, runs, undo, verify, verify_archive
+from persistence.transfer.api import (
+    export,
+    import_,
+    migrate,
+    rejects,
+    retry_rejects,
+    runs,
+    undo,
+    verify,
+    verify_archive,
+)
 from persistence.transfer.archive_check import ArchiveCheck
 from persistence.transfer.comparison import Check
 from persistence.transfer.difference import Depth, Difference, Verdict
@@ -44,6 +54,8 @@ __all__ = [
     "inspect",
     "migrate",
     "plan",
+    "rejects",
+    "retry_rejects",
     "runs",
     "undo",
     "verify",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,7 @@ from persistence.transfer.removal import undo as undo_run
 from persistence.transfer.report import Progress, Report, StoreTotals, no_progress
 from persistence.transfer.sampling import Sample
 from persistence.transfer.selection import Selection
+from persistence.transfer.setting_aside import Rejects
 from persistence.transfer.sides import Side, open_source, open_target, require_decrypt
 from persistence.transfer.spool import Spool
 from persistence.transfer.store import StoreMove
@@ -46,9 +47,10 @@ from persistence.transfer.store import StoreMove
 if TYPE_CHECKING:
     from persistence.contract import Provider
     from persistence.settings import Settings
-    from persistence.transfer.ledger import Run
+    from persistence.transfer.ledger import Run, SetAside
 
 DEFAULT = Options()
+_SHOWN = 20
 EVERYTHING = Selection()
 DIGESTS = Check()
 
@@ -85,6 +87,10 @@ def migrate(
     """
     clock = Clock(progress or no_progress)
     provider = open_target(target, settings, options)
+    if archive is not None and options.on_reject == "set-aside":
+        raise ConfigurationError(
+            "an archive cannot set rows aside", hint="move directly; what is moved can be exported afterwards"
+        )
     if archive is None:
         with open_source(source, settings, allow_pickle=options.allow_pickle) as opened:
             return _load(opened, provider, clock, options, verify=verify)
@@ -201,6 +207,61 @@ def runs(target: str | Dsn, *, settings: Settings | None = None) -> list[Run]:
         return sink.ledger().runs()
 
 
+def rejects(run_id: str, target: str | Dsn, *, settings: Settings | None = None) -> list[SetAside]:
+    """The rows that a run set aside, without what they held.
+
+    Args:
+        run_id: The run, the beginning of its id, or ``last`` for the newest one.
+        target: The DSN that it wrote to.
+        settings: Defaults to the settings from the environment.
+
+    Raises:
+        TransferError: There is no such run.
+    """
+    with provider_for(target, settings).sink() as sink:
+        return sink.ledger().rejects(find_run(sink, run_id).run_id)
+
+
+def retry_rejects(
+    run_id: str,
+    source: Side,
+    target: str | Dsn,
+    *,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+    options: Options = DEFAULT,
+) -> Report:
+    """Move what a run set aside, now that the cause is mended: in the source, the settings or the options.
+
+    The threads of these rows are merged into the target, in a run of their own. Rows that still cannot be
+    moved are set aside by that one; the earlier run has none any more.
+
+    Args:
+        run_id: The run, the beginning of its id, or ``last`` for the newest one.
+        source: Where it read from.
+        target: The DSN that it wrote to.
+        settings: Defaults to the settings from the environment.
+        progress: Told how far it has come.
+        options: ``allow_pickle`` and ``decrypt`` count.
+
+    Raises:
+        TransferError: There is no such run, or it set nothing aside.
+        SourceError: A thread is not in the source any more.
+    """
+    with provider_for(target, settings).sink() as sink:
+        run = find_run(sink, run_id)
+        threads = sorted({one.thread_id for one in sink.ledger().rejects(run.run_id)})
+    if not threads:
+        raise TransferError(
+            f"run {run.run_id} has set nothing aside", hint="`persistence runs` lists the runs"
+        )
+    chosen = replace(options, select=Selection(threads=threads), on_conflict="merge", on_reject="set-aside")
+    report = migrate(source, target, settings=settings, progress=progress, options=chosen)
+    with provider_for(target, settings).sink() as sink:
+        sink.ledger().forget_rejects(run.run_id)
+    return report
+
+
 def undo(
     run_id: str, target: str | Dsn, *, settings: Settings | None = None, later: Later = "refuse"
 ) -> Undone:
@@ -246,6 +307,10 @@ def verify_archive(
 def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, verify: bool) -> Report:
     source = included(whole, options)
     with provider.sink() as sink, Spool() as spool, StoreMove(source, options, clock) as store:
+        rejects: Iterable[SetAside] = ()
+        if options.on_reject == "set-aside":
+            unfit = Rejects.of(source, sink.preflight())
+            source, rejects = unfit.accepted(), unfit.rows()
         found = scan(source, spool, clock, sink.preflight())
         conflict = store.join(found, sink.store().preflight(), sink=sink)
         if options.on_conflict == "error":
@@ -256,7 +321,7 @@ def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, 
         schema.setup(provider)
         with sink.exclusive():
             workers = options.workers or provider.settings.transfer_workers
-            copied = copy(source, sink, found, spool, clock, replace(options, workers=workers))
+            copied = copy(source, sink, found, spool, clock, replace(options, workers=workers), rejects)
             if not copied.already_done:
                 copied.written += store.copy(sink, copied.run_id)
                 if verify:
@@ -269,8 +334,14 @@ def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, 
                     copied.verified = True
                 finish(sink, copied, found.totals)
         report = _report(source.label, sink.label, found, clock, copied, verified=copied.verified)
-        left = left_out(whole, options)
-        return replace(report, repeats_values=sink.repeats_values, items_left_out=left)
+        left, aside = left_out(whole, options), [f"{one.place}: {one.reason}" for one in copied.rejects]
+        return replace(
+            report,
+            repeats_values=sink.repeats_values,
+            items_left_out=left,
+            set_aside=len(aside),
+            rejects=aside[:_SHOWN],
+        )
 
 
 def _require_tables(provider: Provider) -> None:

@@ -23,7 +23,7 @@ from persistence.transfer.conflicts import decide, merged
 from persistence.transfer.copying import Limits, Task, Writer, of_segments, segments
 from persistence.transfer.difference import Difference, Verdict
 from persistence.transfer.digest import Digester, Fingerprint, ThreadDigest, describe, digests
-from persistence.transfer.ledger import Action, Ledger, Run
+from persistence.transfer.ledger import Action, Ledger, Run, SetAside
 from persistence.transfer.options import Options
 from persistence.transfer.preflight import RefusedError
 from persistence.transfer.records import (
@@ -202,6 +202,8 @@ class Copied:
     run_id: str
     actions: Mapping[str, Action] = field(default_factory=dict)
     """What is done about threads that were in the target before."""
+    rejects: Sequence[SetAside] = ()
+    """What was set aside, without its content."""
     written: int = 0
     skipped: int = 0
     already_done: bool = False
@@ -218,17 +220,25 @@ class Copied:
         return without(source, self.having("skip"))
 
 
-def copy(source: Source, sink: Sink, found: Scan, spool: Spool, clock: Clock, options: Options) -> Copied:
+def copy(
+    source: Source,
+    sink: Sink,
+    found: Scan,
+    spool: Spool,
+    clock: Clock,
+    options: Options,
+    rejects: Iterable[SetAside] = (),
+) -> Copied:
     """Write everything, or what an interrupted run left to do.
 
-    Call it, and :func:`finish`, with ``sink.exclusive()`` held.
+    Call it, and :func:`finish`, with ``sink.exclusive()`` held. A new run notes ``rejects`` in the ledger.
 
     Raises:
         ConflictError: The target has threads of this name, or rows with another content; nothing was written.
     """
     ledger = sink.ledger()
-    run = _run_for(source, sink, ledger, found, spool, options)
-    copied = Copied(run.run_id, actions=ledger.actions(run.run_id))
+    run = _run_for(source, sink, ledger, found, spool, options, rejects)
+    copied = Copied(run.run_id, ledger.actions(run.run_id), ledger.rejects(run.run_id))
     if run.state == "finished":
         copied.already_done = True
         copied.verified = bool((run.totals or {}).get("verified"))
@@ -374,7 +384,15 @@ def choose_run(
     return None, decide(source, sink, existing_threads(sink, spool), options.on_conflict, room)
 
 
-def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spool, options: Options) -> Run:
+def _run_for(
+    source: Source,
+    sink: Sink,
+    ledger: Ledger,
+    found: Scan,
+    spool: Spool,
+    options: Options,
+    rejects: Iterable[SetAside],
+) -> Run:
     """The run to continue, or a new one."""
     run, actions = choose_run(source, sink, ledger, found, spool, options)
     if run is not None:
@@ -390,7 +408,7 @@ def _run_for(source: Source, sink: Sink, ledger: Ledger, found: Scan, spool: Spo
         },
         totals=None,
     )
-    ledger.begin(run, actions)
+    ledger.begin(run, actions, rejects)
     return run
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from persistence.transfer.items import BadItem, Item, StoreSource
-from persistence.transfer.records import Record, Source
+from persistence.transfer.records import Source
 from persistence.transfer.selection import Selected
-from persistence.transfer.workers import Open, shared
+from persistence.transfer.wrapping import Wrapped
 
 if TYPE_CHECKING:
     from persistence.transfer.options import Options
-    from persistence.transfer.semantic import Official
 
 
 def included(source: Source, options: Options) -> Source:
@@ -37,44 +36,15 @@ def store_of(source: Source, options: Options) -> StoreSource:
     return source.store() if options.vectors else _WithoutVectors(source.store())
 
 
-class _Included:
+class _Included(Wrapped):
     """Threads of a source with another store."""
 
     def __init__(self, source: Source, store: StoreSource) -> None:
-        self.label = source.label
-        self._source = source
+        super().__init__(source)
         self._store = store
 
-    @property
-    def database(self) -> str | None:
-        return self._source.database
-
-    def drift(self) -> list[str]:
-        return self._source.drift()
-
-    @property
-    def identity(self) -> str:
-        return self._source.identity
-
-    def marks(self, after: str | None, upto: str) -> list[int]:
-        return self._source.marks(after, upto)
-
-    def official(self) -> Official | None:
-        return self._source.official()
-
-    def share(self) -> Open | None:
-        return shared(self._source)
-
-    def threads(self) -> Iterator[str]:
-        return self._source.threads()
-
-    def count(self, threads: Sequence[str] | None = None) -> int:
-        return self._source.count(threads)
-
-    def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
-        return self._source.records(threads, data=data)
-
     def store(self) -> StoreSource:
+        """The other one."""
         return self._store
 
 

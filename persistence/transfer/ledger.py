@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, Literal, Protocol, cast
+from itertools import chain
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import msgspec
 
@@ -28,6 +29,10 @@ INSERT INTO persistence_transfers (run_id, source_fingerprint, target_identity, 
 VALUES (?, ?, ?, {now}, ?, ?)
 """
 _PUT_ACTION = "INSERT INTO persistence_transfer_threads (run_id, thread_id, action) VALUES (?, ?, ?)"
+_PUT_REJECT = """
+INSERT INTO persistence_transfer_rejects (run_id, reject_no, thread, place, reason, raw)
+VALUES (?, ?, ?, ?, ?, ?)
+"""
 _ADVANCE = """
 UPDATE persistence_transfers SET state = ?, totals = ?, finished_at = {now} WHERE run_id = ?
 """
@@ -63,6 +68,17 @@ class Run:
     totals: Mapping[str, Any] | None
 
 
+class SetAside(NamedTuple):
+    """A row that was not moved."""
+
+    thread_id: str
+    place: str
+    """Where it stands, in words."""
+    reason: str
+    raw: bytes
+    """What it held: a row as the source stores it, or a record; msgpack."""
+
+
 class Tables(Protocol):
     """The database that keeps a ledger."""
 
@@ -89,16 +105,33 @@ class Ledger:
         )
         return [_run_of(row) for row in rows]
 
-    def begin(self, run: Run, actions: Mapping[str, Action]) -> None:
-        """Note that a run starts, and what it does about threads that are there."""
+    def begin(self, run: Run, actions: Mapping[str, Action], rejects: Iterable[SetAside] = ()) -> None:
+        """Note that a run starts, what it does about threads that are there, and what it leaves out."""
         options = msgspec.json.encode(run.options).decode()
         row = (run.run_id, run.source_fingerprint, run.target_identity, run.state, options)
         self._tables.change(
-            [
-                (_PUT_RUN.format(now=self._tables.now), row),
-                *((_PUT_ACTION, (run.run_id, thread, action)) for thread, action in actions.items()),
-            ]
+            chain(
+                [(_PUT_RUN.format(now=self._tables.now), row)],
+                ((_PUT_ACTION, (run.run_id, thread, action)) for thread, action in actions.items()),
+                (
+                    (_PUT_REJECT, (run.run_id, number, reject.thread_id.encode(), *reject[1:]))
+                    for number, reject in enumerate(rejects)
+                ),
+            )
         )
+
+    def rejects(self, run_id: str) -> list[SetAside]:
+        """The rows that a run left out, without what they held."""
+        rows = self._tables.query(
+            "SELECT thread, place, reason FROM persistence_transfer_rejects"
+            " WHERE run_id = ? ORDER BY reject_no",
+            (run_id,),
+        )
+        return [SetAside(bytes(thread).decode(), place, reason, b"") for thread, place, reason in rows]
+
+    def forget_rejects(self, run_id: str) -> None:
+        """A later run has taken care of the rows that this one left out."""
+        self._tables.change([("DELETE FROM persistence_transfer_rejects WHERE run_id = ?", (run_id,))])
 
     def actions(self, run_id: str) -> dict[str, Action]:
         """What a run does about threads that were there when it began."""

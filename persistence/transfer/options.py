@@ -9,6 +9,7 @@ from typing import Literal
 from persistence.transfer.selection import Selection
 
 OnConflict = Literal["error", "skip", "replace", "merge"]
+OnReject = Literal["stop", "set-aside"]
 Part = Literal["checkpoints", "store"]
 THREADS: tuple[Part, ...] = ("checkpoints",)
 
@@ -25,6 +26,8 @@ class Options:
             content.
             Items of the store: ``skip`` keeps the target's, ``replace`` takes the source's, ``merge`` the one
             that was updated last.
+        on_reject: What to do about rows that cannot be moved. ``stop``: refuse before anything is written.
+            ``set-aside``: move the others, and keep these in the target's ledger.
         allow_pickle: Move rows that are pickled. To read them from SQLite runs the code that they name.
         decrypt: Write values that were encrypted as plaintext, into the target or an archive.
         max_mbps: Write at most so many megabytes of content in a second; ``None`` is no limit.
@@ -35,6 +38,7 @@ class Options:
 
     select: Selection = field(default_factory=Selection)
     on_conflict: OnConflict = "error"
+    on_reject: OnReject = "stop"
     allow_pickle: bool = False
     decrypt: bool = False
     max_mbps: float | None = None

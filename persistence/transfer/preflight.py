@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from persistence.errors import TransferError
 from persistence.transfer.digest import describe
@@ -17,6 +17,9 @@ _SHOWN = 3
 class Findings:
     """Notes rows that the source could not express; targets with limits of their own extend it."""
 
+    told: Callable[[Record, str], None] | None = None
+    """Told each row that cannot be moved, and why."""
+
     def __init__(self) -> None:
         self._problems: dict[str, Problem] = {}
 
@@ -27,6 +30,8 @@ class Findings:
 
     def note(self, reason: str, record: Record) -> None:
         """Count a row that cannot be moved, and keep the first few as examples."""
+        if self.told is not None:
+            self.told(record, reason)
         self.note_at(reason, describe(record))
 
     def note_at(self, reason: str, place: str) -> None:

@@ -8,7 +8,7 @@ Nobody here deserialises a channel value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -90,6 +90,8 @@ class Reject(NamedTuple):
     checkpoint_ns: str
     checkpoint_id: str
     reason: str
+    raw: bytes = b""
+    """The row as the source stores it, msgpack; for those who set it aside."""
 
 
 Record = Value | Checkpoint | Write | Reject
@@ -166,6 +168,9 @@ class Source(Protocol):
 
 class Preflight(Protocol):
     """Looks at every record before the first is written."""
+
+    told: Callable[[Record, str], None] | None
+    """Told each row that cannot be moved, and why."""
 
     def see(self, record: Record) -> None:
         """Note what the target cannot hold."""

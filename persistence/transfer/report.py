@@ -134,6 +134,8 @@ class Report:
         sizes: How large the checkpoints and threads are.
         store: How much of the store was moved.
         items_left_out: How many items the source's store has that did not take part.
+        set_aside: How many rows were not moved, and are kept in the ledger.
+        rejects: The first of them, where they stand and why.
     """
 
     source: str
@@ -153,6 +155,8 @@ class Report:
     sizes: Sizes | None = None
     store: StoreTotals = field(default_factory=StoreTotals)
     items_left_out: int = 0
+    set_aside: int = 0
+    rejects: list[str] = field(default_factory=list)
 
     @property
     def bytes_saved(self) -> int:

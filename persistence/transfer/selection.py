@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 from persistence.errors import SourceError
 from persistence.metadata import clean_filter, comparable, matches
 from persistence.transfer.canonical import decode_json
-from persistence.transfer.items import StoreSource
 from persistence.transfer.records import Checkpoint, Record, Reject, Source
-from persistence.transfer.workers import Open, shared
+from persistence.transfer.wrapping import Wrapped
 
 if TYPE_CHECKING:
-    from persistence.transfer.semantic import Official
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,55 +95,24 @@ class Selection:
         )
 
 
-class Selected:
+class Selected(Wrapped):
     """Some threads of a source, as a source."""
 
     def __init__(self, source: Source, threads: Sequence[str]) -> None:
-        self.label = source.label
-        self._source = source
+        super().__init__(source)
         self._threads = threads
 
-    @property
-    def database(self) -> str | None:
-        """See :class:`persistence.transfer.records.Source`."""
-        return self._source.database
-
-    def drift(self) -> list[str]:
-        """See :class:`persistence.transfer.records.Source`."""
-        return self._source.drift()
-
-    @property
-    def identity(self) -> str:
-        """See :class:`persistence.transfer.records.Source`."""
-        return self._source.identity
-
-    def marks(self, after: str | None, upto: str) -> list[int]:
-        """See :class:`persistence.transfer.records.Source`; of all its threads."""
-        return self._source.marks(after, upto)
-
-    def official(self) -> Official | None:
-        """See :class:`persistence.transfer.records.Source`."""
-        return self._source.official()
-
     def threads(self) -> Iterator[str]:
-        """See :class:`persistence.transfer.records.Source`."""
+        """Those."""
         return iter(self._threads)
 
     def count(self, threads: Sequence[str] | None = None) -> int:
-        """See :class:`persistence.transfer.records.Source`."""
+        """The checkpoints of those."""
         return self._source.count(self._among(threads))
 
     def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
-        """See :class:`persistence.transfer.records.Source`."""
+        """The records of those."""
         return self._source.records(self._among(threads), data=data)
-
-    def share(self) -> Open | None:
-        """The whole source, as a worker is told which threads are its own."""
-        return shared(self._source)
-
-    def store(self) -> StoreSource:
-        """See :class:`persistence.transfer.records.Source`; items belong to no thread."""
-        return self._source.store()
 
     def _among(self, threads: Sequence[str] | None) -> Sequence[str]:
         if threads is None:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
@@ -265,7 +266,7 @@ class PostgresSource:
             try:
                 yield _checkpoint(row, held, self._formats)
             except NotCanonicalError as error:
-                yield Reject(thread, ns, row[2], str(error))
+                yield Reject(thread, ns, row[2], str(error), msgspec.msgpack.encode(row))
 
     def _write(self, row: tuple[Any, ...], *, data: bool) -> Write | Reject:
         thread, ns, checkpoint, task, idx, path, channel, type_, digest, blob = row
@@ -273,7 +274,7 @@ class PostgresSource:
             try:
                 type_, blob = self._formats.value(f"write to channel {channel!r}", type_, blob)
             except NotCanonicalError as error:
-                return Reject(thread, ns, checkpoint, str(error))
+                return Reject(thread, ns, checkpoint, str(error), msgspec.msgpack.encode(row))
             digest = hashlib.sha256(blob).digest()
         content = blob if data else None
         return Write(thread, ns, checkpoint, task, idx, path, channel, type_, digest, content)

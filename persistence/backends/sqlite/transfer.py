@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+import msgspec
+
 from persistence.backends.sqlite.transfer_store import SqliteStoreSource, has_table
 from persistence.errors import SourceError
 from persistence.transfer.canonical import (
@@ -287,7 +289,7 @@ class _ThreadReader:
             try:
                 values, checkpoint = self._split(row)
             except NotCanonicalError as error:
-                yield Reject(self._thread_id, row[1], row[2], str(error))
+                yield Reject(self._thread_id, row[1], row[2], str(error), _raw(row))
                 continue
             if data:
                 yield from values
@@ -356,11 +358,15 @@ def _write(row: tuple[Any, ...], formats: Formats, *, data: bool) -> Write | Rej
             raise NotCanonicalError(f"the index of a write is stored as {type(idx).__name__}")
         type_, value = formats.value(f"write to channel {channel!r}", type_, value)
     except NotCanonicalError as error:
-        return Reject(thread_id, ns, checkpoint_id, str(error))
+        return Reject(thread_id, ns, checkpoint_id, str(error), _raw(row))
     digest = hashlib.sha256(value).digest()
     return Write(
         thread_id, ns, checkpoint_id, task_id, idx, task_path, channel, type_, digest, value if data else None
     )
+
+
+def _raw(row: tuple[Any, ...]) -> bytes:
+    return msgspec.msgpack.encode(row)
 
 
 def _require_text(*values: object) -> None:

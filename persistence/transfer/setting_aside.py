@@ -1,0 +1,83 @@
+"""Rows that cannot be moved, set aside so that the others can: found first, left out, kept in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from persistence.transfer.digest import describe
+from persistence.transfer.keys import Key, key_of
+from persistence.transfer.ledger import SetAside
+from persistence.transfer.records import Checkpoint, Preflight, Record, Reject, Source
+from persistence.transfer.wrapping import Wrapped
+
+Unfit = Mapping[tuple[str, Key], str]
+"""Why the target cannot hold a row, by thread and key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejects:
+    """The rows of a source that a target cannot take."""
+
+    source: Source
+    unfit: Unfit
+
+    @classmethod
+    def of(cls, source: Source, preflight: Preflight) -> Rejects:
+        """Read everything once, and find them."""
+        unfit: dict[tuple[str, Key], str] = {}
+
+        def note(record: Record, reason: str) -> None:
+            if not isinstance(record, Reject):
+                unfit.setdefault((record.thread_id, key_of(record)), reason)
+
+        preflight.told = note
+        for record in source.records():
+            preflight.see(record)
+        preflight.problems()
+        return cls(source, unfit)
+
+    def accepted(self) -> Source:
+        """The source without them."""
+        return _Accepted(self)
+
+    def rows(self) -> Iterator[SetAside]:
+        """Read everything again, and give them with their content."""
+        for record in self.source.records():
+            if (reason := self.reason(record)) is not None:
+                raw = record.raw if isinstance(record, Reject) else msgspec.msgpack.encode(record)
+                yield SetAside(record.thread_id, describe(record), reason.replace("\0", "\\0"), raw)
+
+    def reason(self, record: Record) -> str | None:
+        """Why a row is set aside; ``None`` where it is not."""
+        if isinstance(record, Reject):
+            return record.reason
+        if not self.unfit:
+            return None
+        thread = record.thread_id
+        if (reason := self.unfit.get((thread, key_of(record)))) is not None:
+            return reason
+        if isinstance(record, Checkpoint):
+            for ref in record.values:
+                key = Key("v", record.checkpoint_ns, ref.channel, ref.version or "")
+                if (reason := self.unfit.get((thread, key))) is not None:
+                    return reason
+        return None
+
+
+class _Accepted(Wrapped):
+    """A source without the rows that are set aside."""
+
+    def __init__(self, rejects: Rejects) -> None:
+        super().__init__(rejects.source)
+        self._rejects = rejects
+
+    def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
+        """The source's that can be moved."""
+        records: Iterable[Record] = self._source.records(threads, data=data)
+        return (record for record in records if self._rejects.reason(record) is None)
+
+    def share(self) -> None:
+        """Workers do not know what is set aside."""

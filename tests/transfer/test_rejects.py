@@ -1,0 +1,117 @@
+"""Rows that cannot be moved are set aside, said, and moved once the cause is mended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.sqlite import SqliteSaver
+
+from persistence import transfer
+from persistence.cli.app import run as cli
+from persistence.errors import ConfigurationError, TransferError
+from tests.transfer import graphs, make
+from tests.transfer.targets import Target
+from tests.transfer.test_refusals import CASES, config
+
+ASIDE = transfer.Options(on_reject="set-aside")
+FOR_POSTGRES_ONLY = ("nul_", "backslash_", "long_", "no_format")
+
+
+def rows_of(found: dict[str, list[Any]], thread: str) -> list[Any]:
+    return [row for rows in found.values() for row in rows if row[0] == thread]
+
+
+@pytest.mark.parametrize("make_bad", CASES, ids=[case.__name__ for case in CASES])
+def test_the_others_move(tmp_path: Path, target: Target, make_bad: Callable[[SqliteSaver], None]) -> None:
+    if "sqlite" in target.dsn and make_bad.__name__.startswith(FOR_POSTGRES_ONLY):
+        return  # SQLite can hold it
+    path = tmp_path / "a.db"
+    with make.database(path) as saver:
+        make.put(saver, "a good one", {"c": [1]})
+        make.put(saver, "good too", {"c": [2], "d": "text"})
+        make_bad(saver)
+    report = transfer.migrate(path, target.dsn, options=ASIDE)
+    assert report.verified
+    assert report.set_aside >= 1
+    assert all("bad" in one or "b" * 99 in one for one in report.rejects)
+    assert {key[0] for key in target.keys()["checkpoints"]} >= {"a good one", "good too"}
+    rejects = transfer.rejects("last", target.dsn)
+    assert len(rejects) == report.set_aside
+    assert all(one.thread_id.startswith("b") for one in rejects)
+    again = transfer.migrate(path, target.dsn, options=ASIDE)
+    assert again.already_done
+    assert again.set_aside == report.set_aside
+
+
+def test_a_damaged_row_is_moved_once_it_is_mended(tmp_path: Path, target: Target) -> None:
+    path = tmp_path / "a.db"
+    with make.database(path) as saver:
+        for thread in ("t", "u"):
+            graphs.chat(saver).invoke({"messages": ["one"]}, graphs.config(thread))
+        last = saver.get_tuple(graphs.config("t"))
+        assert last is not None
+        damaged = last.config["configurable"]["checkpoint_id"]
+        whole = saver.conn.execute(
+            "SELECT checkpoint FROM checkpoints WHERE thread_id = 't' AND checkpoint_id = ?", (damaged,)
+        ).fetchone()[0]
+    update = "UPDATE checkpoints SET checkpoint = ? WHERE thread_id = 't' AND checkpoint_id = ?"
+    make.execute(path, update, whole[:60], damaged)
+
+    report = transfer.migrate(path, target.dsn, options=ASIDE)
+    assert (report.set_aside, report.verified) == (1, True)
+    assert damaged in report.rejects[0]
+    still = transfer.retry_rejects("last", path, target.dsn)
+    assert still.set_aside == 1
+    make.execute(path, update, whole, damaged)
+    done = transfer.retry_rejects("last", path, target.dsn)
+    assert (done.set_aside, done.verified) == (0, True)
+    assert transfer.verify(path, target.dsn).equal
+    with pytest.raises(TransferError, match="nothing aside"):
+        transfer.retry_rejects(str(still.run_id), path, target.dsn)
+
+
+def test_what_it_held_is_kept(tmp_path: Path, target: Target) -> None:
+    path = tmp_path / "a.db"
+    with make.database(path) as saver:
+        saver.put_writes(config("bad"), [("c", "the content")], "task")
+        saver.conn.execute("UPDATE writes SET type = 'strange'")
+        saver.conn.commit()
+    transfer.migrate(path, target.dsn, options=ASIDE)
+    from persistence.registry import provider_for
+
+    with provider_for(target.dsn).sink() as sink:
+        (row,) = sink.ledger()._tables.query("SELECT raw FROM persistence_transfer_rejects")
+    assert b"the content" in bytes(row[0])
+
+
+def test_an_archive_sets_nothing_aside(tmp_path: Path, target: Target) -> None:
+    with pytest.raises(ConfigurationError, match="archive cannot set rows aside"):
+        transfer.migrate(tmp_path / "a.db", target.dsn, archive=tmp_path / "b", options=ASIDE)
+
+
+def test_the_command_never_says_success(
+    tmp_path: Path, target: Target, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.db"
+    with make.database(path) as saver:
+        make.put(saver, "good", {"c": [1]})
+        saver.put_writes(config("bad"), [("c", 1)], "task")
+        saver.conn.execute("UPDATE writes SET type = 'strange'")
+        saver.conn.commit()
+    argv = ["migrate", f"sqlite:///{path}", target.dsn]
+    assert cli(argv) == 6
+    assert cli([*argv, "--on-reject", "set-aside", "--report", str(tmp_path / "report.html")]) == 6
+    out = capsys.readouterr().out
+    assert "migrated in part: 1 rows are set aside" in out
+    assert "set aside: thread 'bad'" in out
+    assert "'strange'" in out
+    assert "in part" in (tmp_path / "report.html").read_text()
+    assert cli(["rejects", "last", "--dsn", target.dsn]) == 0
+    assert "thread 'bad'" in capsys.readouterr().out
+    make.execute(path, "UPDATE writes SET type = 'msgpack'")
+    assert cli(["retry-rejects", "last", f"sqlite:///{path}", "--dsn", target.dsn]) == 0
+    assert "moved, verified" in capsys.readouterr().out
+    assert transfer.verify(path, target.dsn).equal
