@@ -87,6 +87,8 @@ def sensible(asked: int | None, segments: int) -> int:
 
     The other cores are for the server, which is often on the same machine and has more to do.
     """
+    if not sys.executable:  # Python is inside another program, and nothing says how to start one
+        return 1
     if asked is not None:
         return min(asked, max(1, segments))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

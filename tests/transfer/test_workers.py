@@ -144,29 +144,43 @@ def test_a_killed_worker(source: Path, postgres_dsn: str) -> None:
     assert rows(postgres_dsn, "killed") == rows(postgres_dsn, "clean")
 
 
+def killed(process: subprocess.Popen[str], pids: list[int]) -> None:
+    """Kill the parent, and see its workers go."""
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.02)
+
+
 def test_a_killed_parent_leaves_no_worker(source: Path, postgres_dsn: str) -> None:
-    """Between any commits; what two workers began, three and then one go on with."""
+    """In the middle of a batch, and between two; what two workers began, three and then one go on with."""
     transfer.migrate(source, f"{postgres_dsn}&schema=clean")
     schema.setup(provider_for(f"{postgres_dsn}&schema=killed"))
-    committed = 0
-    for count in (2, 3):
-        process = run(source, f"{postgres_dsn}&schema=killed", count)
+    with psycopg.connect(postgres_dsn) as conn:
+        conn.execute("LOCK TABLE killed.checkpoints IN EXCLUSIVE MODE")
+        process = run(source, f"{postgres_dsn}&schema=killed", 2)
         assert process.stdout is not None
-        pids = [int(process.stdout.readline()) for _ in range(count)]
-        while (now := batches(postgres_dsn, "killed")) == committed and process.poll() is None:
-            time.sleep(0.005)
-        committed = now
-        process.kill()
-        process.communicate()
-        deadline = time.monotonic() + 20
-        while any(map(is_alive, pids)):
-            assert time.monotonic() < deadline, "a worker outlived its parent"
+        pids = [int(process.stdout.readline()) for _ in range(2)]
+        waiting = (
+            "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'killed.checkpoints'::regclass"
+        )
+        while conn.execute(waiting).fetchone() != (2,):
+            assert process.poll() is None
             time.sleep(0.02)
+        killed(process, pids)
+    process = run(source, f"{postgres_dsn}&schema=killed", 3)
+    assert process.stdout is not None
+    pids = [int(process.stdout.readline()) for _ in range(3)]
+    while batches(postgres_dsn, "killed") == 0:
+        assert process.poll() is None
+        time.sleep(0.005)
+    killed(process, pids)
     last = run(source, f"{postgres_dsn}&schema=killed", 1)
     _, err = last.communicate(timeout=60)
     assert last.returncode == 0, err
     assert rows(postgres_dsn, "killed") == rows(postgres_dsn, "clean")
-    assert committed > 0
 
 
 @pytest.mark.usefixtures("small")
