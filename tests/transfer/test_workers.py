@@ -152,6 +152,7 @@ def killed(process: subprocess.Popen[str], pids: list[int]) -> None:
     while any(map(is_alive, pids)):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.02)
+    process.communicate()
 
 
 def test_a_killed_parent_leaves_no_worker(source: Path, postgres_dsn: str) -> None:
