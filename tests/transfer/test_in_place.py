@@ -165,6 +165,16 @@ def test_killed_and_run_again(tmp_path: Path, postgres_dsn: str) -> None:
     assert rows(postgres_dsn, "killed") == rows(postgres_dsn)
 
 
+def test_workers_know_what_was_chosen(
+    moved: transfer.Report, combined: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persistence.transfer.engine.SEGMENT_BATCHES", 1)
+    monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 300)
+    shared = f"{postgres_dsn}&schema=shared"
+    assert transfer.migrate(combined, shared, options=transfer.Options(workers=2)).verified
+    assert rows(postgres_dsn, "shared") == rows(postgres_dsn)
+
+
 def test_our_saver_writes_and_the_transfer_reads(postgres_dsn: str, tmp_path: Path) -> None:
     """What our Postgres saver stored under one version: there the oldest value is the blob."""
     other = f"{postgres_dsn}&schema=other"
