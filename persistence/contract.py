@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from persistence.dsn import Dsn
     from persistence.settings import Settings
+    from persistence.transfer.live import LiveSource
     from persistence.transfer.records import Sink, Source
 
 
@@ -39,6 +40,8 @@ class Capability(StrEnum):
     """Its threads can be read for a transfer: ``source()``."""
     SINK = "sink"
     """Threads can be written to it by a transfer: ``sink()``."""
+    FOLLOW = "follow"
+    """A transfer can follow it while an application goes on writing, and seal it: ``live()``."""
 
 
 _LACKS = {
@@ -47,6 +50,7 @@ _LACKS = {
     Capability.TABLES: "has no tables to look after",
     Capability.SOURCE: "cannot be the source of a transfer",
     Capability.SINK: "cannot be the target of a transfer",
+    Capability.FOLLOW: "cannot be followed while it is written to",
 }
 """What a provider without the capability says of itself."""
 
@@ -226,6 +230,12 @@ class Provider(ABC):
     def sink(self) -> AbstractContextManager[Sink]:
         """The database as the target of a transfer (``Capability.SINK``)."""
         raise self._unsupported(Capability.SINK)
+
+    def live(self) -> AbstractContextManager[LiveSource]:
+        """The database as a source that goes on changing (``Capability.FOLLOW``)."""
+        error = self._unsupported(Capability.FOLLOW)
+        error.hint = "stop the application, then run `persistence migrate`"
+        raise error
 
     def _unsupported(self, capability: Capability) -> UnsupportedError:
         return UnsupportedError(f"{self.dsn.scheme} {_LACKS[capability]}: {self.dsn}")

@@ -125,6 +125,12 @@ class ReportError(PersistenceError):
     code = "report"
 
 
+class SealedError(PersistenceError):
+    """The database has moved, and takes no more writes."""
+
+    code = "sealed"
+
+
 class UnsupportedError(PersistenceError, NotImplementedError):
     """This backend cannot do that."""
 

@@ -71,6 +71,9 @@ OWN_TABLES: Mapping[str, TableShape] = {
     "persistence_transfer_rejects": TableShape(
         frozenset({"run_id", "reject_no", "thread", "place", "reason", "raw"}), ("run_id", "reject_no")
     ),
+    "persistence_followed": TableShape(
+        frozenset({"run_id", "thread_id", "stamp", "checkpoints", "writes"}), ("run_id", "thread_id")
+    ),
 }
 
 _logger = logging.getLogger(__name__)

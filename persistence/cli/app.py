@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from persistence.cli import console, inspection, schema, status, transfer, undo
+from persistence.cli import console, follow, inspection, schema, status, transfer, undo
 from persistence.cli.console import INTERRUPTED, OK, invocation
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ app.command("status")(status.status)
 app.command("serve")(status.serve)
 app.command("setup")(schema.setup)
 app.command("migrate")(transfer.migrate)
+app.command("cut-over")(follow.cut_over)
+app.command("unseal")(follow.unseal)
 app.command("export")(transfer.export)
 app.command("import")(transfer.import_)
 app.command("verify")(transfer.verify)

@@ -99,9 +99,9 @@ class Tracker:
 
 
 @contextmanager
-def progress() -> Iterator[Tracker]:
-    """Something to show progress with, right for where standard error goes."""
-    if invocation.json or not sys.stderr.isatty():
+def progress(*, plain: bool = False) -> Iterator[Tracker]:
+    """Something to show progress with, right for where standard error goes; ``plain`` is without bars."""
+    if plain or invocation.json or not sys.stderr.isatty():
         tracker = Tracker(_Events() if invocation.json else _Lines())
         yield tracker
         tracker.close()

@@ -27,6 +27,7 @@ from persistence.cli.choices import (
     selection,
 )
 from persistence.cli.console import OK, emit, printable, rows
+from persistence.cli.follow import Follow, FollowInterval, keep_up
 from persistence.cli.planning import AgainstTarget, DryRun, check_flags, found, planned
 from persistence.cli.reporting import ReportPath, running
 from persistence.errors import TransferError, VerificationError
@@ -70,11 +71,15 @@ def migrate(
     dry_run: DryRun = False,
     against_target: AgainstTarget = False,
     report: ReportPath = None,
+    follow: Follow = False,
+    follow_interval: FollowInterval = 5.0,
     as_json: Json = False,
 ) -> int:
     """Move every thread from SOURCE to TARGET and compare both by content.
 
-    SOURCE is only read. Run again after an interruption, it continues where it stopped.
+    SOURCE is only read. Run again after an interruption, it continues where it stopped. With --follow it
+    goes on until Ctrl-C or SIGTERM, and catches up with what is written to SOURCE; `persistence cut-over`
+    ends that.
     """
     from persistence import transfer
 
@@ -92,6 +97,13 @@ def migrate(
         vectors=not without_vectors,
     )
     check_flags(dry_run=dry_run, against_target=against_target)
+    if follow:
+        if options != transfer.Options() or any((archive, no_verify, dry_run, report)):
+            raise typer.BadParameter(
+                "it moves everything, compares it, and takes no other option than --follow-interval",
+                param_hint="--follow",
+            )
+        return keep_up(left, right, follow_interval)
     if dry_run:
         return planned(
             "migrate", left, right, options, report, archive=archive, against_target=against_target

@@ -17,6 +17,7 @@ from persistence.transfer.api import (
 from persistence.transfer.archive_check import ArchiveCheck
 from persistence.transfer.comparison import Check
 from persistence.transfer.difference import Depth, Difference, Verdict
+from persistence.transfer.follow import CutOver, Followed, cut_over, follow, unseal
 from persistence.transfer.inspection import Inspection, inspect
 from persistence.transfer.options import OnConflict, Options
 from persistence.transfer.plan import Estimate, Plan, plan
@@ -26,14 +27,17 @@ from persistence.transfer.report import Phase, Progress, Report, Totals
 from persistence.transfer.selection import Selection
 from persistence.transfer.sides import Side
 from persistence.transfer.survey import Finding, Sizes
+from persistence.transfer.sync import Round
 
 __all__ = [
     "ArchiveCheck",
     "Check",
+    "CutOver",
     "Depth",
     "Difference",
     "Estimate",
     "Finding",
+    "Followed",
     "Inspection",
     "Later",
     "OnConflict",
@@ -43,13 +47,16 @@ __all__ = [
     "Progress",
     "RefusedError",
     "Report",
+    "Round",
     "Selection",
     "Side",
     "Sizes",
     "Totals",
     "Undone",
     "Verdict",
+    "cut_over",
     "export",
+    "follow",
     "import_",
     "inspect",
     "migrate",
@@ -58,6 +65,7 @@ __all__ = [
     "retry_rejects",
     "runs",
     "undo",
+    "unseal",
     "verify",
     "verify_archive",
 ]

@@ -18,6 +18,7 @@ from persistence.transfer.ledger import Ledger, LedgerEntry
 
 if TYPE_CHECKING:
     from persistence.transfer.keys import Key
+    from persistence.transfer.live import Follower
     from persistence.transfer.semantic import Official
 
 
@@ -229,6 +230,9 @@ class Sink(Protocol):
 
     def skip(self, batch: Batch) -> None:
         """See a batch that an interrupted run has committed: later ones may refer to its values."""
+
+    def follower(self, run_id: str) -> Follower:
+        """What keeps the threads of a run equal to a source that goes on changing."""
 
     def source(self) -> AbstractContextManager[Source]:
         """What it holds now."""

@@ -56,10 +56,16 @@ def open_source(
 ) -> AbstractContextManager[Source]:
     """What a DSN or a path names, to read from."""
     side = as_path(side)
+    # A folder that is not a SQLite file can only be meant as an archive.
+    if isinstance(side, Path) and os.path.isdir(side):  # noqa: PTH112 - False where it may not look
+        return ArchiveSource(side, allow_pickle=allow_pickle)
+    return provider_of(side, settings).source(allow_pickle=allow_pickle)
+
+
+def provider_of(side: Side, settings: Settings | None) -> Provider:
+    """The provider of a DSN, or of the SQLite file that a path names."""
+    side = as_path(side)
     if isinstance(side, Path):
-        # A folder that is not a SQLite file can only be meant as an archive.
-        if os.path.isdir(side):  # noqa: PTH112 - False where it may not look; the source says why
-            return ArchiveSource(side, allow_pickle=allow_pickle)
         path = str(side)
         side = Dsn("sqlite", path, "", {}, f"sqlite:///{quote(path)}")
-    return provider_for(side, settings).source(allow_pickle=allow_pickle)
+    return provider_for(side, settings)

@@ -33,13 +33,57 @@ STORIES = {
         "Rollback within five minutes": "",
         "Nothing was written since": "4 messages so far",
     },
+    "while the application runs": {
+        "Cut-over while the application runs": "4 messages so far",
+        "What was written is to be kept": "6 messages so far",
+    },
 }
 BEFORE = {
     "there, back, lost and found": [],
-    "there and back at once": ["persistence migrate env:SQLITE env:POSTGRES", "chmod a-w chat.db"],
+    "there and back at once": ["persistence cut-over env:SQLITE env:POSTGRES", "chmod a-w chat.db"],
+    "while the application runs": [
+        "python live.py & live=$!",
+        "until [ -s stored ]; do sleep 0.1; done",
+    ],
 }
-# The page's warning: as the target of a rollback the old file is a conflict.
-REFUSED = "! persistence migrate env:POSTGRES env:SQLITE 2>refused"
+AFTER = {
+    # The page's warning: as the target of a rollback the old file is a conflict.
+    "there, back, lost and found": ["! persistence migrate env:POSTGRES env:SQLITE 2>refused"],
+    "there and back at once": [],
+    # The application has found the file sealed, and what it was told is stored is in the new one.
+    "while the application runs": ["wait $live", "python stored.py"],
+}
+LIVE = """
+import os
+import persistence
+from langgraph.graph import START, MessagesState, StateGraph
+from persistence.errors import SealedError
+builder = StateGraph(MessagesState)
+builder.add_node("reply", lambda state: {"messages": [("ai", "yes")]})
+builder.add_edge(START, "reply")
+with persistence.open(os.environ["SQLITE"]) as db, open("stored", "w", buffering=1) as stored:
+    graph = builder.compile(checkpointer=db.checkpointer)
+    for turn in range(100_000):
+        thread = {"configurable": {"thread_id": f"live {turn % 7}"}}
+        try:
+            graph.invoke({"messages": [("user", f"{turn}")]}, thread)
+        except SealedError:
+            break
+        print(turn, file=stored)
+    else:
+        raise SystemExit("never sealed")
+"""
+STORED = """
+import persistence
+with persistence.open("sqlite:///chat-after.db") as db:
+    there = set()
+    for number in range(7):
+        found = db.checkpointer.get_tuple({"configurable": {"thread_id": f"live {number}"}})
+        messages = found.checkpoint["channel_values"]["messages"] if found else []
+        there |= {message.content for message in messages if message.type == "human"}
+stored = {line.strip() for line in open("stored")}
+assert stored and stored <= there, stored - there
+"""
 
 
 def heading_of(block: Block) -> str:
@@ -71,7 +115,8 @@ def test_runbooks(story: str, tmp_path: Path, postgres_dsn: str) -> None:
         [block for block in found[""] if block.language == language] for language in ("console", "python")
     )
     assert program.file_name == "chat.py"
-    (tmp_path / "chat.py").write_text(program.text)
+    for name, text in (("chat.py", program.text), ("live.py", LIVE), ("stored.py", STORED)):
+        (tmp_path / name).write_text(text)
     lines = ["set -eu", *(command.text for command in commands(exports))]
     lines += [f"PERSISTENCE_DSN=$SQLITE {TALK}", *BEFORE[story]]
     checked: list[tuple[str, Command]] = []
@@ -80,7 +125,7 @@ def test_runbooks(story: str, tmp_path: Path, postgres_dsn: str) -> None:
             for command in commands(block):
                 lines += [f"echo '@@ {len(checked)}'", command.text]
                 checked.append((heading, command))
-    lines += ["echo '@@ end'", *([] if BEFORE[story] else [REFUSED])]
+    lines += ["echo '@@ end'", *AFTER[story]]
     script = PageRun(PAGE, postgres_dsn).own("\n".join(lines))
     result = subprocess.run(
         ["bash", "-c", script],
@@ -99,7 +144,7 @@ def test_runbooks(story: str, tmp_path: Path, postgres_dsn: str) -> None:
         if command.text == TALK:
             said[heading] = output.strip()
     assert said == STORIES[story]
-    if not BEFORE[story]:
+    if (tmp_path / "refused").exists():
         refused = (tmp_path / "refused").read_text()
         assert "already has thread '1'" in refused
         assert "a file that does not exist yet" in refused

@@ -238,3 +238,14 @@ def test_closed() -> None:
     assert saver is not None
     with fails(errors.ClosedError, "closed"):
         saver.get_tuple(at("t"))
+
+
+def test_sealed(postgres_dsn: str) -> None:
+    put()
+    transfer.cut_over(FILE, postgres_dsn)
+    with fails(errors.SealedError, "has moved to postgresql.*`persistence unseal`.*use the DSN"):
+        put()
+    put(thread="new", dsn=postgres_dsn)
+    assert get() is not None
+    transfer.unseal(FILE)
+    put()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from psycopg import Connection, Cursor
 
+    from persistence.backends.postgres.transfer_follower import PostgresFollower
     from persistence.contract import Provider
     from persistence.transfer.workers import OpenSink
 
@@ -68,8 +69,8 @@ class PostgresSink:
     def __init__(self, provider: Provider, versions: Versions | None = None) -> None:
         self.label = str(provider.dsn)
         self._provider = provider
-        self._formats = Formats(provider.settings, allow_pickle=True)
-        self._versions = versions or Versions(all_blobs=self._formats.encrypts)
+        self.formats = Formats(provider.settings, allow_pickle=True)
+        self._versions = versions or Versions(all_blobs=self.formats.encrypts)
 
     def __enter__(self) -> PostgresSink:
         with ExitStack() as stack:
@@ -97,12 +98,12 @@ class PostgresSink:
 
     def preflight(self) -> PostgresPreflight:
         """See :class:`persistence.transfer.records.Sink`."""
-        self._versions = Versions(all_blobs=self._formats.encrypts)
+        self._versions = Versions(all_blobs=self.formats.encrypts)
         return PostgresPreflight(self._versions)
 
     def placed(self, records: Iterable[Record]) -> Iterator[Record]:
         """See :class:`persistence.transfer.records.Sink`."""
-        return Placement(self._versions, all_blobs=self._formats.encrypts).records(records)
+        return Placement(self._versions, all_blobs=self.formats.encrypts).records(records)
 
     def ledger(self) -> Ledger:
         """See :class:`persistence.transfer.records.Sink`."""
@@ -156,8 +157,19 @@ class PostgresSink:
 
     def write(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`."""
+        with self.errors(), self._conn.transaction():
+            cursor = self._conn.cursor()
+            for table in _TABLES if batch.replaces else ():
+                cursor.execute(
+                    f"DELETE FROM {table} WHERE thread_id = ANY(%s)".encode(), [list(batch.replaces)]
+                )
+            self.insert(cursor, batch.records)
+            self.enter(cursor, batch.entry, batch.keys)
+
+    def insert(self, cursor: Cursor[Any], records: Iterable[Record]) -> None:
+        """Copy records into the tables, in the transaction that is open."""
         rows: dict[str, list[bytes]] = {table: [HEADER] for table in _TABLES}
-        for record in batch.records:
+        for record in records:
             match record:
                 case Value():
                     rows["checkpoint_blobs"] += self._blob_row(record)
@@ -165,20 +177,25 @@ class PostgresSink:
                     rows["checkpoint_writes"] += self._write_row(record)
                 case Checkpoint():
                     rows["checkpoints"] += self._checkpoint_row(record)
+        for table, columns in _TABLES.items():
+            if len(parts := rows[table]) == 1:
+                continue
+            parts.append(TRAILER)
+            statement = f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)"
+            with cursor.copy(statement.encode()) as copy:
+                copy.write(b"".join(parts))
+
+    @contextmanager
+    def transaction(self) -> Iterator[Cursor[tuple[Any, ...]]]:
+        """A block that is committed at its end, or not at all."""
         with self.errors(), self._conn.transaction():
-            cursor = self._conn.cursor()
-            for table in _TABLES if batch.replaces else ():
-                cursor.execute(
-                    f"DELETE FROM {table} WHERE thread_id = ANY(%s)".encode(), [list(batch.replaces)]
-                )
-            for table, columns in _TABLES.items():
-                if len(parts := rows[table]) == 1:
-                    continue
-                parts.append(TRAILER)
-                statement = f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)"
-                with cursor.copy(statement.encode()) as copy:
-                    copy.write(b"".join(parts))
-            self.enter(cursor, batch.entry, batch.keys)
+            yield self._conn.cursor(row_factory=tuple_row)
+
+    def follower(self, run_id: str) -> PostgresFollower:
+        """See :class:`persistence.transfer.records.Sink`."""
+        from persistence.backends.postgres.transfer_follower import PostgresFollower
+
+        return PostgresFollower(self, run_id)
 
     def enter(self, cursor: Cursor[Any], entry: LedgerEntry, keys: bytes) -> None:
         """Note a batch in the ledger, in the transaction that writes it."""
@@ -199,11 +216,11 @@ class PostgresSink:
             " CASE WHEN type = ANY(?) THEN NULL ELSE blob END"
             " FROM checkpoint_blobs WHERE type <> 'empty' AND thread_id = ?"
         )
-        for row in self.query(statement, (list(self._formats.plain_types), thread)):
+        for row in self.query(statement, (list(self.formats.plain_types), thread)):
             *key, type_, digest, blob = row
             if blob is not None:
                 with suppress(NotCanonicalError):  # then it is no value that a transfer has brought
-                    type_, blob = self._formats.value("value", type_, blob)
+                    type_, blob = self.formats.value("value", type_, blob)
                     digest = hashlib.sha256(blob).digest()
             yield Value._make((*key, type_, digest, b""))
 
@@ -214,7 +231,7 @@ class PostgresSink:
             cursor = self._conn.cursor()
             cursor.execute(f"SET LOCAL lock_timeout = '{_LOCK_WAIT:.0f}s'".encode())
             cursor.execute(f"LOCK TABLE {', '.join(_TABLES)} IN SHARE ROW EXCLUSIVE MODE".encode())
-            yield PostgresRemoval(self._conn, self.label, self._formats)
+            yield PostgresRemoval(self._conn, self.label, self.formats)
 
     def query(self, statement: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """See :class:`persistence.transfer.ledger.Tables`."""
@@ -228,11 +245,11 @@ class PostgresSink:
                 self._conn.execute(_own(statement), args)
 
     def _blob_row(self, value: Value) -> list[bytes]:
-        type_, data = self._formats.sealed(value.type, value.data)
+        type_, data = self.formats.sealed(value.type, value.data)
         return [fields(6), *_texts(*value[:4], type_), *binary(data)]
 
     def _write_row(self, write: Write) -> list[bytes]:
-        type_, data = self._formats.sealed(write.type, write.data or b"")
+        type_, data = self.formats.sealed(write.type, write.data or b"")
         return [
             fields(9),
             *_texts(*write[:4], write.task_path),
@@ -245,7 +262,7 @@ class PostgresSink:
 
     def _checkpoint_row(self, checkpoint: Checkpoint) -> list[bytes]:
         parent = (NULL,) if checkpoint.parent_id is None else text(checkpoint.parent_id)
-        values = channel_values(checkpoint, self._versions.of(checkpoint), self._formats)
+        values = channel_values(checkpoint, self._versions.of(checkpoint), self.formats)
         body = b'{"channel_values":' + values
         body += b"," + checkpoint.body[1:] if checkpoint.body != b"{}" else b"}"
         return [

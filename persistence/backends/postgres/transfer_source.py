@@ -247,7 +247,7 @@ class PostgresSource:
     def _namespace(
         self, thread: str, ns: str, blobs: _Ahead, checkpoints: _Ahead, *, data: bool
     ) -> Iterator[Record]:
-        held: dict[tuple[str, str], _Blob | str] = {}
+        held: dict[tuple[str, str], Blob | str] = {}
         # Values that no checkpoint can refer to are no content; a thread may have nothing else.
         data = data and checkpoints.row is not None and checkpoints.row[:2] == (thread, ns)
         for _, _, channel, version, type_, digest, start, size, blob in blobs.take((thread, ns)):
@@ -259,12 +259,12 @@ class PostgresSource:
                     continue
                 digest, start, size = hashlib.sha256(blob).digest(), blob[:6], len(blob)
             delta = type_ == "msgpack" and is_delta(start or b"")
-            held[channel, version] = _Blob(type_, digest, size or 0, delta)
+            held[channel, version] = Blob(type_, digest, size or 0, delta)
             if data:
                 yield Value(thread, ns, channel, version, type_, digest, blob or b"")
         for row in checkpoints.take((thread, ns)):
             try:
-                yield _checkpoint(row, held, self._formats)
+                yield checkpoint_of(row, held, self._formats)
             except NotCanonicalError as error:
                 yield Reject(thread, ns, row[2], str(error), msgspec.msgpack.encode(row))
 
@@ -338,7 +338,7 @@ def _counts(sizes: _Fetch) -> Iterator[int]:
         yield count
 
 
-class _Blob(NamedTuple):
+class Blob(NamedTuple):
     """A value; where it cannot be shown, the reason stands in its place."""
 
     type: str
@@ -376,9 +376,10 @@ class _ReadErrors:
             raise ours or SourceError(f"cannot read {self._label}: {str(error).splitlines()[0]}") from None
 
 
-def _checkpoint(
-    row: tuple[Any, ...], blobs: Mapping[tuple[str, str], _Blob | str], formats: Formats
+def checkpoint_of(
+    row: tuple[Any, ...], blobs: Mapping[tuple[str, str], Blob | str], formats: Formats
 ) -> Checkpoint:
+    """A row as a record; ``blobs`` are those of its namespace by channel and version."""
     thread, ns, checkpoint_id, parent_id, checkpoint, metadata = row
     body = decode_json(checkpoint)
     if not isinstance(body, dict):

@@ -11,9 +11,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from persistence.backends.sqlite.seal import MOVED
 from persistence.contract import ServerInfo
 from persistence.dsn import Dsn
-from persistence.errors import ConnectError, PersistenceError, SchemaError
+from persistence.errors import ConnectError, PersistenceError, SchemaError, SealedError
 from persistence.settings import Settings
 
 # The in-memory file system whose databases several connections of one process share.
@@ -107,7 +108,7 @@ class SqliteDatabase:
         """A connection that may write but changes no setting of the file; the caller closes it."""
         if self.path is None:
             return self.connect()
-        return self._open(_uri(self.path, "rw"))
+        return self._open(file_uri(self.path, "rw"))
 
     def tidy(self) -> None:
         """Leave one file behind, not three.
@@ -119,7 +120,7 @@ class SqliteDatabase:
             return
         with (
             suppress(sqlite3.Error),  # locked by another process, which will do it
-            closing(sqlite3.connect(_uri(self.path, "rw"), uri=True, timeout=0)) as conn,
+            closing(sqlite3.connect(file_uri(self.path, "rw"), uri=True, timeout=0)) as conn,
         ):
             conn.execute("PRAGMA schema_version")
 
@@ -140,7 +141,7 @@ class SqliteDatabase:
         readonly = readonly or (path.exists() and not os.access(path, os.W_OK))
         conn: sqlite3.Connection | None = None
         try:
-            conn = self._open(_uri(path, "ro" if readonly else "rwc"))
+            conn = self._open(file_uri(path, "ro" if readonly else "rwc"))
             if readonly:
                 conn = self._readable(conn, path)
             else:
@@ -165,7 +166,7 @@ class SqliteDatabase:
             if error_code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) or not sealed:
                 raise
             conn.close()
-            conn = self._open(_uri(path, "ro") + "&immutable=1")
+            conn = self._open(file_uri(path, "ro") + "&immutable=1")
         return conn
 
     def _open(self, uri: str) -> sqlite3.Connection:
@@ -254,6 +255,8 @@ def translate(error: BaseException, where: str) -> PersistenceError | None:
             return SchemaError(f"{text}: {where}", hint="make the tables with: persistence setup")
         if text.startswith("attempt to write a readonly database"):
             return ConnectError(f"{where} can only be read", transient=False)
+    if isinstance(error, sqlite3.IntegrityError) and str(error).startswith(MOVED):
+        return SealedError(f"{error}: {where}", hint="use the DSN of the database that it has moved to")
     return None
 
 
@@ -265,7 +268,8 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _uri(path: Path, mode: str) -> str:
+def file_uri(path: Path, mode: str) -> str:
+    """The URI by which SQLite opens a file, whatever characters its path has."""
     return f"file://{quote(str(path.absolute()))}?mode={mode}"
 
 

@@ -12,6 +12,7 @@ from persistence.dsn import Dsn
 from persistence.settings import Settings
 
 if TYPE_CHECKING:
+    from persistence.transfer.live import LiveSource
     from persistence.transfer.records import Sink, Source
 
 
@@ -20,7 +21,14 @@ class SqliteProvider(Provider):
 
     schemes = ("sqlite",)
     capabilities = frozenset(
-        {Capability.DURABLE, Capability.STORE, Capability.TABLES, Capability.SOURCE, Capability.SINK}
+        {
+            Capability.DURABLE,
+            Capability.STORE,
+            Capability.TABLES,
+            Capability.SOURCE,
+            Capability.SINK,
+            Capability.FOLLOW,
+        }
     )
 
     def __init__(self, dsn: Dsn, settings: Settings) -> None:
@@ -60,3 +68,9 @@ class SqliteProvider(Provider):
         from persistence.backends.sqlite.transfer_sink import SqliteSink
 
         return SqliteSink(self)
+
+    def live(self) -> AbstractContextManager[LiveSource]:
+        """The file as a source that goes on changing."""
+        from persistence.backends.sqlite.transfer_live import LiveFile
+
+        return LiveFile(self)

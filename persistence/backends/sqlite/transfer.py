@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote
 
 import msgspec
@@ -62,6 +62,10 @@ _NEEDED = {
         "value",
     },
 }
+LISTED = "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata"
+"""The columns of a checkpoint, as :class:`ThreadReader` reads them."""
+LISTED_WRITES = "thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, value"
+"""The columns of a write, as :func:`write_of` reads them."""
 _WAL_VERSION = b"\x02\x02"  # bytes 18 and 19 of the file header: sqlite.org/fileformat2.html
 _MAGIC = b"SQLite format 3\0"
 
@@ -85,11 +89,11 @@ class SqliteSource:
         self._allow_pickle = allow_pickle
         self._formats = Formats(provider.settings, allow_pickle=allow_pickle)
 
-    def __enter__(self) -> SqliteSource:
+    def __enter__(self) -> Self:
         if self._path is None:
             raise SourceError(f"{self.label} is in memory, so there is nothing to read")
         path = Path(self._path)
-        _require_file(path, self.label)
+        require_file(path, self.label)
         with ExitStack() as stack:
             self._unlocked = _Unlocked(path) if _is_idle_wal(path) else None
             if self._expected is not None and (
@@ -210,34 +214,38 @@ class SqliteSource:
         except sqlite3.Error as error:
             raise SourceError(f"cannot read {self.label}: {error}") from None
 
-    def _merge(self, thread: str | None, *, data: bool) -> Iterator[Record]:
-        """Each thread's checkpoints, then its writes: two cursors over the two primary keys."""
-        checkpoints = _by_thread(self._checkpoint_rows(thread))
-        writes = _by_thread(self._write_rows(thread))
+    def _merge(
+        self, thread: str | None, *, data: bool, after: tuple[int, int] | None = None
+    ) -> Iterator[Record]:
+        """Each thread's checkpoints, then its writes: two cursors over the two primary keys.
+
+        With ``after`` only the rows of one thread that came after these rowids, one for each table.
+        """
+        checkpoints = _by_thread(self._checkpoint_rows(thread, after and after[0]))
+        writes = _by_thread(self._write_rows(thread, after and after[1]))
         next_checkpoints, next_writes = next(checkpoints, None), next(writes, None)
         while next_checkpoints or next_writes:
             current = min(group[0] for group in (next_checkpoints, next_writes) if group)
             if next_checkpoints and next_checkpoints[0] == current:
-                yield from _ThreadReader(current, self._formats).checkpoints(next_checkpoints[1], data=data)
+                yield from ThreadReader(current, self._formats).checkpoints(next_checkpoints[1], data=data)
                 next_checkpoints = next(checkpoints, None)
             if next_writes and next_writes[0] == current:
-                yield from (_write(row, self._formats, data=data) for row in next_writes[1])
+                yield from (write_of(row, self._formats, data=data) for row in next_writes[1])
                 next_writes = next(writes, None)
 
-    def _checkpoint_rows(self, thread: str | None) -> Iterator[tuple[Any, ...]]:
-        where, args = ("WHERE thread_id = ?", (thread,)) if thread is not None else ("", ())
+    def _checkpoint_rows(self, thread: str | None, after: int | None) -> Iterator[tuple[Any, ...]]:
+        where, args = _where(thread, after)
         return self._conn.execute(
-            "SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata"
-            f" FROM checkpoints {where} ORDER BY thread_id, checkpoint_ns, checkpoint_id",
+            f"SELECT {LISTED} FROM checkpoints {where} ORDER BY thread_id, checkpoint_ns, checkpoint_id",
             args,
         )
 
-    def _write_rows(self, thread: str | None) -> Iterator[tuple[Any, ...]]:
-        where, args = ("WHERE thread_id = ?", (thread,)) if thread is not None else ("", ())
-        task_path = "task_path" if self._has_task_path else "''"
+    def _write_rows(self, thread: str | None, after: int | None) -> Iterator[tuple[Any, ...]]:
+        where, args = _where(thread, after)
+        columns = LISTED_WRITES if self._has_task_path else LISTED_WRITES.replace("task_path", "''")
         return self._conn.execute(
-            f"SELECT thread_id, checkpoint_ns, checkpoint_id, task_id, idx, {task_path}, channel, type, value"
-            f" FROM writes {where} ORDER BY thread_id, checkpoint_ns, checkpoint_id, task_id, idx",
+            f"SELECT {columns} FROM writes {where}"
+            " ORDER BY thread_id, checkpoint_ns, checkpoint_id, task_id, idx",
             args,
         )
 
@@ -261,12 +269,21 @@ class SqliteSource:
         return "task_path" in columns["writes"]
 
 
+def _where(thread: str | None, after: int | None) -> tuple[str, tuple[object, ...]]:
+    if thread is None:
+        return "", ()
+    if after is None:
+        return "WHERE thread_id = ?", (thread,)
+    # The plus keeps SQLite from taking the rowid for the way in: the index has the order.
+    return "WHERE thread_id = ? AND +rowid > ?", (thread, after)
+
+
 class _Cached(NamedTuple):
     raw: bytes
     ref: ValueRef
 
 
-class _ThreadReader:
+class ThreadReader:
     """Turns one thread's checkpoint rows into records.
 
     SQLite repeats the whole state in every checkpoint. A value equal to the one its channel had
@@ -281,6 +298,7 @@ class _ThreadReader:
         self._sent: set[tuple[str, str, str, bytes]] = set()
 
     def checkpoints(self, rows: Iterator[tuple[Any, ...]], *, data: bool) -> Iterator[Record]:
+        """The records of rows, which come in order."""
         for row in rows:
             if row[1] != self._ns:
                 self._ns = row[1]
@@ -350,7 +368,8 @@ class _ThreadReader:
         return ValueRef(channel, version, type_, digest, None, len(data), delta)
 
 
-def _write(row: tuple[Any, ...], formats: Formats, *, data: bool) -> Write | Reject:
+def write_of(row: tuple[Any, ...], formats: Formats, *, data: bool) -> Write | Reject:
+    """A row as a record."""
     thread_id, ns, checkpoint_id, task_id, idx, task_path, channel, type_, value = row
     try:
         _require_text(ns, checkpoint_id, task_id, task_path, channel)
@@ -405,7 +424,8 @@ def _by_thread(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[str, Iterator[
             row = next(rows, None)
 
 
-def _require_file(path: Path, label: str) -> None:
+def require_file(path: Path, label: str) -> None:
+    """Raise ``SourceError`` where there is no SQLite file to read."""
     try:
         if path.is_dir():
             raise SourceError(f"{label} is a directory, not a SQLite file")

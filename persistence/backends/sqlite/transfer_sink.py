@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from persistence.backends.sqlite.provider import SqliteProvider
+    from persistence.backends.sqlite.transfer_follower import SqliteFollower
 
 _PUT = """
 INSERT INTO checkpoints
@@ -70,7 +71,7 @@ class SqliteSink:
         self.label = str(provider.dsn)
         self._provider = provider
         self._database = provider.database
-        self._formats = Formats(provider.settings)
+        self.formats = Formats(provider.settings)
         self._rehearsing: sqlite3.Connection | None = None
 
     def __enter__(self) -> SqliteSink:
@@ -116,7 +117,7 @@ class SqliteSink:
         """See :class:`persistence.transfer.records.Sink`. A file that is not there is not made."""
         if not self._path.exists():
             return set()
-        with self.errors(), self._reader() as conn:
+        with self.errors(), self.reader() as conn:
             return {thread for thread in threads if conn.execute(_HAS_THREAD, (thread,)).fetchone()[0]}
 
     def write(self, batch: Batch) -> None:
@@ -126,7 +127,7 @@ class SqliteSink:
                 conn.execute("DELETE FROM checkpoints WHERE thread_id = ?", (thread,))
                 conn.execute("DELETE FROM writes WHERE thread_id = ?", (thread,))
             for record in batch.records:
-                self._insert(conn, record)
+                self.insert(conn, record)
             self.enter(conn, batch.entry, batch.keys)
 
     def enter(self, conn: sqlite3.Connection, entry: LedgerEntry, keys: bytes) -> None:
@@ -160,13 +161,13 @@ class SqliteSink:
     def removing(self) -> Iterator[SqliteRemoval]:
         """See :class:`persistence.transfer.records.Sink`."""
         with self.transaction() as conn:
-            yield SqliteRemoval(conn, self.label, self._formats)
+            yield SqliteRemoval(conn, self.label, self.formats)
 
     def query(self, statement: str, args: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """See :class:`persistence.transfer.ledger.Tables`. A file that is not there is not made."""
         if not self._path.exists():
             return []
-        with self.errors(), self._reader() as conn:
+        with self.errors(), self.reader() as conn:
             return conn.execute(statement, args).fetchall()
 
     def change(self, statements: Iterable[Statement]) -> None:
@@ -181,7 +182,7 @@ class SqliteSink:
         if not self._path.exists():
             yield None
             return
-        with self.errors(), self._reader() as conn:
+        with self.errors(), self.reader() as conn:
             yield conn
 
     @contextmanager
@@ -210,24 +211,32 @@ class SqliteSink:
                     conn.execute("ROLLBACK")
 
     @contextmanager
-    def _reader(self) -> Iterator[sqlite3.Connection]:
+    def reader(self) -> Iterator[sqlite3.Connection]:
+        """A connection for reading."""
         if self._rehearsing is not None:
             yield self._rehearsing
             return
         with closing(self._database.connect(readonly=True)) as conn:
             yield conn
 
-    def _insert(self, conn: sqlite3.Connection, record: Value | Checkpoint | Write) -> None:
+    def follower(self, run_id: str) -> SqliteFollower:
+        """See :class:`persistence.transfer.records.Sink`."""
+        from persistence.backends.sqlite.transfer_follower import SqliteFollower
+
+        return SqliteFollower(self, run_id)
+
+    def insert(self, conn: sqlite3.Connection, record: Value | Checkpoint | Write) -> None:
+        """Store a record, in the transaction that is open."""
         try:
             match record:
                 case Value():
                     self._values.add(record)
                 case Checkpoint():
                     key = (record.thread_id, record.checkpoint_ns, record.checkpoint_id, record.parent_id)
-                    row = self._formats.sealed("msgpack", self._packed(record))
+                    row = self.formats.sealed("msgpack", self._packed(record))
                     conn.execute(_PUT, (*key, *row, record.metadata))
                 case Write():
-                    row = self._formats.sealed(record.type, record.data or b"")
+                    row = self.formats.sealed(record.type, record.data or b"")
                     conn.execute(_PUT_WRITE, (*record[:7], *row))
         except sqlite3.IntegrityError as error:
             if error.sqlite_errorcode not in _IS_THERE:  # a rule that somebody added

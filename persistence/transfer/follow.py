@@ -1,0 +1,355 @@
+"""Moves a database while its application goes on writing, and switches over with a pause of seconds.
+
+:func:`follow` copies everything and then catches up, round after round (``persistence.transfer.sync``).
+What it reads of the source are stamps, which show all that savers do, but not everything that a program
+could do to a row in place. So :func:`cut_over` first compares everything by content, while the application
+goes on writing and a watch notes such changes. Then it takes the write lock, and what is left under it is
+little: the last changes, the noted threads, and the number of rows of each thread on both sides.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from persistence import schema
+from persistence.errors import ConflictError, ConnectError, SchemaError, TransferError, VerificationError
+from persistence.registry import provider_for
+from persistence.transfer.conflicts import decide
+from persistence.transfer.copying import Limits
+from persistence.transfer.engine import (
+    BATCH_BYTES,
+    BATCH_RECORDS,
+    SEGMENT_BATCHES,
+    Clock,
+    copy,
+    existing_threads,
+    make_room,
+    refuse_strangers,
+    scan,
+    verify_copy,
+)
+from persistence.transfer.ledger import Run
+from persistence.transfer.live import Stamp
+from persistence.transfer.options import Options
+from persistence.transfer.report import Phase, Progress, no_progress
+from persistence.transfer.sides import Side, provider_of
+from persistence.transfer.spool import Spool
+from persistence.transfer.sync import Round, Sync
+
+if TYPE_CHECKING:
+    from persistence.contract import Provider
+    from persistence.dsn import Dsn
+    from persistence.settings import Settings
+    from persistence.transfer.live import LiveSource
+    from persistence.transfer.records import Sink
+
+INTERVAL = 5.0
+"""Seconds between two rounds."""
+_CLOSE = 1.0
+"""A round of so many seconds is short enough to be repeated under the lock."""
+_ROUNDS = 10
+_CLAIMS_AT_ONCE = 5_000
+
+Told = Callable[[Round], None]
+"""Called at the end of each round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """How a source was followed.
+
+    Attributes:
+        source: What was read; holds no secret.
+        target: What was written; holds no secret.
+        run_id: The run in the target's ledger.
+        last: The last round: so far the target lags behind.
+        seconds: Duration in all.
+    """
+
+    source: str
+    target: str
+    run_id: str
+    last: Round
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CutOver:
+    """The outcome of a cut-over: both sides hold the same.
+
+    Attributes:
+        source: What was read; holds no secret.
+        target: What was written; holds no secret.
+        run_id: The run in the target's ledger.
+        pause_seconds: For so long nobody could write to the source; ``None`` where it was done before.
+        last: What was left to do in the pause.
+        mended: Threads that had been changed without showing it, and were found by their content.
+        sealed: Whether the source refuses writes now.
+        already_done: The run had been cut over before; nothing was written.
+        seconds: Duration in all.
+    """
+
+    source: str
+    target: str
+    run_id: str
+    pause_seconds: float | None
+    last: Round | None
+    mended: int
+    sealed: bool
+    already_done: bool
+    seconds: float
+
+
+def follow(
+    source: Side,
+    target: str | Dsn,
+    *,
+    settings: Settings | None = None,
+    interval: float = INTERVAL,
+    stop: threading.Event | None = None,
+    progress: Progress | None = None,
+    told: Told | None = None,
+) -> Followed:
+    """Move every thread of ``source`` into ``target``, and keep up with what is written to the source.
+
+    The source is only read. The same call goes on where an interrupted one stopped.
+
+    Args:
+        source: A DSN, or the path of a SQLite file.
+        target: A DSN.
+        settings: Defaults to the settings from the environment.
+        interval: Seconds between two rounds of catching up.
+        stop: Ends it, when it is set, after what is being committed; without it, only an exception does.
+        progress: Told how far the first copy has come.
+        told: Told of each round.
+
+    Raises:
+        UnsupportedError: The source cannot be followed.
+        RefusedError: The target cannot hold something; what was moved before stays.
+        ConflictError: The target has threads of the source already, or another transfer is under way.
+        VerificationError: What was written reads back differently.
+    """
+    halt = stop or threading.Event()
+    with _opened(source, target, settings, progress, halt) as job:
+        if job.run.state == "finished":
+            raise ConflictError(
+                f"{job.live.label} was cut over to {job.sink.label} already",
+                hint="to move it once more, delete these threads from the target, or use another database,"
+                " schema or file",
+            )
+        seen = None
+        last = Round(0)
+        while True:
+            if (version := job.live.version()) != seen:
+                with job.live.snapshot() as snapshot:
+                    last = job.sync.round(snapshot)
+                seen = version
+                if told is not None:
+                    told(last)
+            if halt.wait(interval):
+                return Followed(job.live.label, job.sink.label, job.run.run_id, last, job.clock.seconds())
+
+
+def cut_over(
+    source: Side,
+    target: str | Dsn,
+    *,
+    settings: Settings | None = None,
+    seal: bool = True,
+    progress: Progress | None = None,
+    told: Told | None = None,
+) -> CutOver:
+    """Make ``target`` equal to ``source``, with the source locked for the last of it, and seal the source.
+
+    Everything is compared by content. Nothing is lost if it fails: the source is as it was, and goes on being
+    written to.
+
+    Args:
+        source: A DSN, or the path of a SQLite file.
+        target: A DSN. What :func:`follow` has moved there is not moved again.
+        settings: Defaults to the settings from the environment.
+        seal: Make the source refuse writes, so that no process goes on in it.
+        progress: Told how far the first copy and the comparison have come.
+        told: Told of each round before the pause.
+
+    Raises:
+        As :func:`follow`, and ConnectError: The lock was not to be had.
+    """
+    with _opened(source, target, settings, progress, threading.Event()) as job:
+        if job.run.state == "finished":
+            return job.cut_over(None, None, 0, already_done=True)
+        job.live.watch()
+        try:
+            shape, noted, mended = job.get_close(told)
+            began = time.monotonic()
+            with job.live.locked() as locked:
+                began = time.monotonic()
+                if locked.shape() != shape:
+                    raise TransferError(
+                        f"the tables of {job.live.label} were changed during the cut-over",
+                        hint="it was not cut over, and its application goes on; run the command again",
+                    )
+                last = job.sync.round(locked, locked.noted(noted)[0], watched=True)
+                if wrong := job.sync.follower.miscounted():
+                    raise VerificationError(
+                        f"{job.sink.label} does not have as many rows as the source in thread {wrong[0]!r}"
+                    )
+                locked.unwatch()
+                if seal:
+                    locked.seal(job.sink.label)
+            pause = time.monotonic() - began
+        except BaseException:
+            with suppress(ConnectError):  # its notes are forgotten by the next one
+                job.live.unwatch()
+            raise
+        totals = {
+            "threads": last.source_threads,
+            "checkpoints": last.source_checkpoints,
+            "writes": last.source_writes,
+            "verified": True,
+        }
+        job.sink.ledger().advance(job.run.run_id, "finished", totals)
+        return job.cut_over(pause, last, mended + last.mended, already_done=False)
+
+
+def unseal(source: Side, *, settings: Settings | None = None) -> bool:
+    """Let a source that was cut over be written again.
+
+    Returns:
+        Whether it was sealed.
+    """
+    with provider_of(source, settings).live() as live:
+        return live.unseal()
+
+
+@dataclass(slots=True)
+class _Job:
+    """A source and a target that is locked for it."""
+
+    live: LiveSource
+    sink: Sink
+    run: Run
+    sync: Sync
+    clock: Clock
+
+    def get_close(self, told: Told | None) -> tuple[int, int, int]:
+        """Compare everything, then catch up until there is little left.
+
+        Returns:
+            What tells that the file was rebuilt since, the last note of the watch, and how many threads
+            were mended.
+        """
+        shape, noted, mended = -1, 0, 0
+        for _ in range(_ROUNDS):
+            with self.live.snapshot() as snapshot:
+                everything = snapshot.shape() != shape
+                shape = snapshot.shape()
+                suspects, noted = snapshot.noted(noted)
+                done = self.sync.round(snapshot, suspects, everything=everything, watched=not everything)
+            mended += done.mended
+            if told is not None:
+                told(done)
+            if not everything and done.seconds < _CLOSE:
+                break
+        return shape, noted, mended
+
+    def cut_over(
+        self, pause: float | None, last: Round | None, mended: int, *, already_done: bool
+    ) -> CutOver:
+        return CutOver(
+            source=self.live.label,
+            target=self.sink.label,
+            run_id=self.run.run_id,
+            pause_seconds=pause,
+            last=last,
+            mended=mended,
+            sealed=self.live.sealed(),
+            already_done=already_done,
+            seconds=self.clock.seconds(),
+        )
+
+
+@contextmanager
+def _opened(
+    source: Side,
+    target: str | Dsn,
+    settings: Settings | None,
+    progress: Progress | None,
+    halt: threading.Event,
+) -> Iterator[_Job]:
+    show = progress or no_progress
+
+    def tell(phase: Phase, done: int, total: int, unit_bytes: int) -> None:
+        if halt.is_set() and phase != "verify":
+            raise KeyboardInterrupt  # during the first copy, which the next call goes on with
+        show(phase, done, total, unit_bytes)
+
+    clock = Clock(tell)
+    provider = provider_for(target, settings)
+    with provider_of(source, settings).live() as live, provider.sink() as sink:
+        if _run_of(live, sink) is None:
+            _copy_first(live, sink, provider, clock)
+        with sink.exclusive():
+            if (run := _run_of(live, sink)) is None:
+                raise TransferError(f"the run into {sink.label} was undone meanwhile")
+            yield _Job(live, sink, run, Sync(sink, provider, run.run_id, tell, halt.is_set), clock)
+
+
+def _copy_first(live: LiveSource, sink: Sink, provider: Provider, clock: Clock) -> None:
+    """Copy one snapshot and compare it. After an interruption the next round compares and completes it."""
+    with live.snapshot() as snapshot, Spool() as spool:
+        found = scan(snapshot, spool, clock, sink.preflight())
+        refuse_strangers(snapshot, sink, spool)
+        schema.setup(provider)
+        with sink.exclusive():
+            if _run_of(live, sink) is not None:
+                return
+            decide(snapshot, sink, existing_threads(sink, spool), "error", make_room(sink))
+            run = Run(
+                run_id=str(uuid.uuid4()),
+                source_fingerprint=found.fingerprint,
+                target_identity=sink.identity,
+                state="running",
+                options={
+                    "source": live.label,
+                    "follow": live.name,
+                    **Limits(BATCH_RECORDS, BATCH_BYTES, SEGMENT_BATCHES).as_options(),
+                },
+                totals=None,
+            )
+            sink.ledger().begin(run, {})
+            follower = sink.follower(run.run_id)
+            for chunk in spool.chunks(_CLAIMS_AT_ONCE):
+                follower.claim([Stamp(thread.thread_id, "", 0, 0) for thread in chunk])
+            copy(snapshot, sink, found, spool, clock, Options())
+            with provider.source() as target:
+                verify_copy(snapshot, target, spool, clock, found.totals.checkpoints).require()
+            stamps = snapshot.stamps()
+            while chunk_of_stamps := list(islice(stamps, _CLAIMS_AT_ONCE)):
+                follower.claim(chunk_of_stamps)
+
+
+def _run_of(live: LiveSource, sink: Sink) -> Run | None:
+    """The run that follows this source; one whose threads were all deleted by hand does not count."""
+    with suppress(SchemaError):  # no ledger: nothing was ever moved into this database
+        for run in sink.ledger().runs():
+            if run.target_identity == sink.identity and run.options.get("follow") == live.name:
+                return run if _has_threads(sink, run) else None
+    return None
+
+
+def _has_threads(sink: Sink, run: Run) -> bool:
+    follower = sink.follower(run.run_id)
+    last: str | None = None
+    while claims := follower.claims(last, _CLAIMS_AT_ONCE):
+        if sink.existing([claim.thread_id for claim in claims]):
+            return True
+        last = claims[-1].thread_id
+    return last is None
