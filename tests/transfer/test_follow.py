@@ -282,3 +282,14 @@ def test_a_signal_ends_it_cleanly(number: signal.Signals, database: Path, tmp_pa
     assert process.returncode == 0
     assert "stopped; the same command goes on" in output
     assert transfer.verify(database, tmp_path / "target.db").equal
+
+
+def test_a_state_changed_in_place_by_the_graph(database: Path, postgres_dsn: str) -> None:
+    """Another value under the version of one that has arrived: all of the thread tells which is the blob."""
+    with make.database(database) as saver:
+        make.put(saver, "mutated", {"c": ["first"]})
+        follow_for(database, postgres_dsn, 1)
+        make.put(saver, "mutated", {"c": ["second"]})
+        make.put(saver, "mutated", {}, versions={"c": "1.0"})
+    follow_for(database, postgres_dsn, 1)
+    assert transfer.verify(database, postgres_dsn).differences == []
