@@ -80,7 +80,7 @@ def test_commands_are_real(page: Path) -> None:
     for line in lines:
         if target := re.match(r"make (\w+)", line):
             assert f"\n{target[1]}:" in makefile, line
-        if found := re.search(r"(?:^|\s)persistence ((?:schema )?[a-z]+)(.*)", line):
+        if found := re.search(r"(?:^|\s)persistence ((?:schema )?[a-z][a-z-]*)(.*)", line):
             help_text = _help(found[1])
             for option in re.findall(r"--[a-z-]+", found[2]):
                 assert option in help_text, line
