@@ -7,18 +7,16 @@ its values as bytes; no class of the application is imported and none of its cod
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
-from urllib.parse import quote
 
 import msgspec
 
+from persistence.backends.sqlite.transfer_file import Unlocked, is_idle_wal, open_snapshot, require_file
 from persistence.backends.sqlite.transfer_store import SqliteStoreSource, has_table
 from persistence.errors import SourceError
 from persistence.transfer.canonical import (
@@ -66,8 +64,6 @@ LISTED = "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, c
 """The columns of a checkpoint, as :class:`ThreadReader` reads them."""
 LISTED_WRITES = "thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, value"
 """The columns of a write, as :func:`write_of` reads them."""
-_WAL_VERSION = b"\x02\x02"  # bytes 18 and 19 of the file header: sqlite.org/fileformat2.html
-_MAGIC = b"SQLite format 3\0"
 
 
 class SqliteSource:
@@ -95,12 +91,12 @@ class SqliteSource:
         path = Path(self._path)
         require_file(path, self.label)
         with ExitStack() as stack:
-            self._unlocked = _Unlocked(path) if _is_idle_wal(path) else None
+            self._unlocked = Unlocked(path) if is_idle_wal(path) else None
             if self._expected is not None and (
                 self._unlocked is None or self._unlocked.seen != self._expected
             ):
                 raise self._was_changed()
-            self._conn = _open(path, stack, self.label, immutable=self._unlocked is not None)
+            self._conn = open_snapshot(path, stack, self.label, immutable=self._unlocked is not None)
             with self._reading():
                 self._has_task_path = self._check_tables()
             self._stack = stack.pop_all()
@@ -422,100 +418,3 @@ def _by_thread(rows: Iterator[tuple[Any, ...]]) -> Iterator[tuple[str, Iterator[
         yield thread, group()
         while row is not None and row[0] == thread:
             row = next(rows, None)
-
-
-def require_file(path: Path, label: str) -> None:
-    """Raise ``SourceError`` where there is no SQLite file to read."""
-    try:
-        if path.is_dir():
-            raise SourceError(f"{label} is a directory, not a SQLite file")
-        if path.exists() and not path.is_file():  # opening a pipe would wait for its other end
-            raise SourceError(f"{label} is not a regular file")
-        if _beside(path, "-wal").exists():
-            # This process may have it open, and closing a file gives up all locks that the process has on
-            # it, SQLite's too. SQLite will say itself if this is no database.
-            path.stat()
-            return
-        with path.open("rb") as file:
-            head = file.read(16)
-    except FileNotFoundError:
-        raise SourceError(f"{label} does not exist") from None
-    except OSError as error:
-        raise SourceError(f"cannot read {label}: {error.strerror}") from None
-    if head and head != _MAGIC:
-        raise SourceError(f"{label} is not a SQLite database")
-
-
-def _is_idle_wal(path: Path) -> bool:
-    """A database in WAL mode that nobody has open.
-
-    Opening such a file leaves ``-wal`` and ``-shm`` files behind, even for reading, unless SQLite is told
-    that the file will not change. It might, so :class:`_Unlocked` looks whether it did.
-    """
-    if _beside(path, "-wal").exists():
-        return False
-    with path.open("rb") as file:
-        return file.read(20)[18:20] == _WAL_VERSION
-
-
-class _Unlocked:
-    """Notices a change of a file that is read without a lock."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.seen = self._look()
-
-    def _look(self) -> Mapping[str, object]:
-        stat = self._path.stat()
-        wal = _beside(self._path, "-wal")
-        return {
-            "file": (stat.st_ino, stat.st_size, stat.st_mtime_ns),
-            "wal": wal.exists() and wal.stat().st_size > 0,
-        }
-
-    def changed(self) -> bool:
-        return self._look() != self.seen
-
-
-def _open(path: Path, stack: ExitStack, label: str, *, immutable: bool) -> sqlite3.Connection:
-    try:
-        return _begin(path, stack, immutable=immutable)
-    except sqlite3.OperationalError as error:
-        # A crashed writer left a journal, and this is not a place where SQLite may clean up after it.
-        journals = [side for side in ("-wal", "-journal") if _beside(path, side).exists()]
-        if not journals:
-            raise SourceError(f"cannot read {label}: {error}") from None
-    except sqlite3.DatabaseError as error:
-        raise SourceError(f"{label} is not a SQLite database: {error}") from None
-    try:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="persistence-")))
-        for name in (path, *(_beside(path, side) for side in journals)):
-            shutil.copyfile(name, folder / name.name)
-        return _begin(folder / path.name, stack, immutable=False, mode="rw")
-    except (sqlite3.Error, OSError) as error:
-        raise SourceError(f"cannot read {label}: {error}") from None
-
-
-def _begin(path: Path, stack: ExitStack, *, immutable: bool, mode: str = "ro") -> sqlite3.Connection:
-    options = f"mode={mode}" + ("&immutable=1" if immutable else "")
-    conn = sqlite3.connect(
-        f"file://{quote(str(path.absolute()))}?{options}",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-        timeout=30,
-    )
-    try:
-        conn.execute("PRAGMA query_only = ON")
-        conn.execute("BEGIN")
-        # The snapshot begins with the first read, not with BEGIN.
-        conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except BaseException:
-        conn.close()
-        raise
-    stack.callback(conn.close)
-    return conn
-
-
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from persistence.backends.sqlite import seal
 from persistence.backends.sqlite.connection import error_code, file_uri
-from persistence.backends.sqlite.transfer import SqliteSource, require_file
+from persistence.backends.sqlite.transfer import SqliteSource
+from persistence.backends.sqlite.transfer_file import require_file
 from persistence.errors import ConnectError, SourceError
 from persistence.transfer.live import Locked, Stamp
 from persistence.transfer.records import Record
