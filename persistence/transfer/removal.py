@@ -99,6 +99,11 @@ def undo(sink: Sink, run: Run, later: Later) -> Undone:
     ledger = sink.ledger()
     if run.state == "undone":
         raise TransferError(f"run {run.run_id} has been undone already")
+    if run.options.get("follow"):
+        raise TransferError(
+            f"run {run.run_id} followed its source, and which rows its rounds wrote is not noted",
+            hint="delete its threads from the target, or restore the target",
+        )
     noted = chain(ledger.keys(run.run_id), ledger.item_keys(run.run_id))
     if sum(1 for _ in noted) != len(ledger.committed(run.run_id)):
         raise TransferError(
