@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
@@ -276,8 +276,8 @@ def _write(
         if options.workers is not None:
             alone = source if opens is None else sink
             logger.warning("%s can be used by one process at a time: there is one worker", alone.label)
-    records = sink.placed(metered(copied.moved(source).records(), meter))
-    with Writer(sink, task) as writer:
+    placed = sink.placed(metered(copied.moved(source).records(), meter))
+    with closing(placed) as records, Writer(sink, task) as writer:
         for segment, some in of_segments(records, segments(spool, task.limits)):
             for batch in writer.batches(some, segment):
                 writer.add(batch)

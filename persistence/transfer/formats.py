@@ -7,17 +7,16 @@ settings. So what a digest covers is the content: the same data have another cip
 from __future__ import annotations
 
 import pickle
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
-from langgraph.checkpoint.serde.types import TASKS
 
 from persistence.errors import EncryptionError
-from persistence.serializer import AesCipher
 from persistence.settings import Settings, variable_name
-from persistence.transfer import old_json
 from persistence.transfer.canonical import NotCanonicalError, split_map
+
+if TYPE_CHECKING:
+    from persistence.serializer import AesCipher
 
 Typed = tuple[str, bytes]
 """A serializer's name for the format, and the bytes."""
@@ -46,7 +45,11 @@ class Formats:
 
     def __init__(self, settings: Settings, *, allow_pickle: bool = False) -> None:
         key = settings.resolve_encryption_key()
-        self._cipher = AesCipher(key, settings.resolve_encryption_old_keys()) if key else None
+        self._cipher: AesCipher | None = None
+        if key:
+            from persistence.serializer import AesCipher  # LangGraph's take a quarter of a second to import
+
+            self._cipher = AesCipher(key, settings.resolve_encryption_old_keys())
         self._encrypted_only = key is not None and not settings.allow_plaintext
         self._allow_pickle = allow_pickle
         self.encrypts = self._cipher is not None
@@ -64,7 +67,7 @@ class Formats:
             return str(type_), data
         kind, opened = self._open(what, type_, data)
         if kind == "json":
-            return old_json.typed_of(opened)
+            return _json_value(opened)
         if not is_known(kind, allow_pickle=self._allow_pickle):
             raise NotCanonicalError(unknown(what, kind))
         return kind, opened
@@ -79,7 +82,7 @@ class Formats:
         if kind == PICKLE and self._allow_pickle:
             row = _unpickled(opened)
         elif kind in ("msgpack", "json"):
-            fields = old_json.checkpoint_of(opened) if kind == "json" else split_map(opened)
+            fields = _json_fields(opened) if kind == "json" else split_map(opened)
             row = Row(fields, split_map(fields.pop("channel_values", b"\x80")), {})
         else:
             raise NotCanonicalError(unknown("checkpoint", kind))
@@ -125,6 +128,19 @@ class Formats:
             raise NotCanonicalError(f"the {what} cannot be decrypted: {error}") from None
 
 
+# Both bring LangGraph's serializer, which takes a quarter of a second to import.
+def _json_value(text: bytes) -> Typed:
+    from persistence.transfer.old_json import typed_of
+
+    return typed_of(text)
+
+
+def _json_fields(text: bytes) -> dict[str, msgspec.Raw]:
+    from persistence.transfer.old_json import checkpoint_of
+
+    return checkpoint_of(text)
+
+
 def is_known(type_: str, *, allow_pickle: bool) -> bool:
     """Whether a record may show this type."""
     return type_ in MSGPACK_TYPES or (allow_pickle and type_ == PICKLE)
@@ -138,20 +154,22 @@ def unknown(what: str, type_: str) -> str:
 
 def _unpickled(data: bytes) -> Row:
     """A pickled checkpoint. This runs code: whatever the row says."""
+    from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
     serde = JsonPlusSerializer(pickle_fallback=True)
     try:
         fields: dict[str, Any] = dict(pickle.loads(data))  # noqa: S301 - explicitly allowed by the user
         channels = fields.pop("channel_values", {})
         typed = {channel: serde.dumps_typed(value) for channel, value in channels.items()}
-        plain = {name: msgspec.Raw(_dumps(value)) for name, value in fields.items()}
+        plain = {name: msgspec.Raw(_plain(serde.dumps_typed(value))) for name, value in fields.items()}
     except Exception as error:  # noqa: BLE001 - whatever the code raises
         raise NotCanonicalError(f"the checkpoint cannot be unpickled: {error!r}") from None
     return Row(plain, {}, typed)
 
 
-def _dumps(value: Any) -> bytes:
-    type_, data = JsonPlusSerializer().dumps_typed(value)
-    return _NIL if type_ == "null" else data
+def _plain(typed: Typed) -> bytes:
+    """A value as msgpack, as it stands within a map."""
+    return _NIL if typed[0] == "null" else typed[1]
 
 
 def _move_sends(row: Row) -> None:
@@ -159,6 +177,8 @@ def _move_sends(row: Row) -> None:
 
     A graph does the same when it loads the checkpoint; Postgres has no place for them where they were.
     """
+    from langgraph.checkpoint.serde.types import TASKS
+
     try:
         version = msgspec.msgpack.decode(row.fields["v"], type=int)
         versions = msgspec.msgpack.decode(row.fields["channel_versions"], type=dict[str, str | int | float])

@@ -8,7 +8,7 @@ Nobody here deserialises a channel value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -222,8 +222,10 @@ class Sink(Protocol):
             ConflictError: A row is there already.
         """
 
-    def placed(self, records: Iterable[Record]) -> Iterator[Record]:
+    def placed(self, records: Iterable[Record]) -> Generator[Record]:
         """The records of a run as its rows hold them; to be read after the :meth:`preflight` saw them all.
+
+        Close it: it may keep values in a file.
 
         A value that a row of its own holds is a :class:`Value`, and one in a checkpoint's row is with it.
         """

@@ -11,7 +11,6 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from persistence.errors import SourceError
-from persistence.metadata import clean_filter, comparable, matches
 from persistence.transfer.canonical import decode_json
 from persistence.transfer.records import Checkpoint, Record, Reject, Source
 from persistence.transfer.wrapping import Wrapped
@@ -73,6 +72,8 @@ class Selection:
 
         One with a row that cannot be read takes part: leaving it out would hide the row.
         """
+        from persistence.metadata import clean_filter, comparable, matches  # they bring LangGraph
+
         wanted = {key: comparable(value) for key, value in clean_filter(self.where).items()}
         for thread, group in groupby(records, key=attrgetter("thread_id")):
             unread, has_metadata, last = False, not wanted, None

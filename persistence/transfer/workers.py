@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from typing import Protocol, runtime_checkable
@@ -173,12 +173,13 @@ def _work(parent: Connection) -> None:
     with job.source() as source, job.sink() as sink, Writer(sink, job.task) as writer:
         while (segment := _next(parent)) is not None:
             records = source.records([thread for thread in segment.threads if thread not in skipped])
-            for batch in writer.batches(sink.placed(records), segment):
-                writer.add(batch)
-                moved = Totals()
-                for record in batch.records:
-                    moved.see(record)
-                parent.send(moved)
+            with closing(sink.placed(records)) as placed:
+                for batch in writer.batches(placed, segment):
+                    writer.add(batch)
+                    moved = Totals()
+                    for record in batch.records:
+                        moved.see(record)
+                    parent.send(moved)
         writer.flush()
         parent.send(Ended(writer.written))
 

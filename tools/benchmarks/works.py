@@ -187,10 +187,7 @@ def _short() -> list[Work]:
             Work("large", backend, "async", link, 1, MEDIUM),
         ]
     works.append(Work("transfer", "postgres", "sync", FAR, 1, 0, shape="few short threads"))
-    works += [
-        Work(MEMORY, "postgres", "sync", NEAR, 1, state, shape="few short threads")
-        for state in (3 * MB, 30 * MB)
-    ]
+    works.append(Work(MEMORY, "postgres", "sync", NEAR, 1, 3 * MB, shape="few short threads"))
     return works
 
 

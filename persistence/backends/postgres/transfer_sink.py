@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import groupby
@@ -101,7 +101,7 @@ class PostgresSink:
         self._versions = Versions(all_blobs=self.formats.encrypts)
         return PostgresPreflight(self._versions)
 
-    def placed(self, records: Iterable[Record]) -> Iterator[Record]:
+    def placed(self, records: Iterable[Record]) -> Generator[Record]:
         """See :class:`persistence.transfer.records.Sink`."""
         return Placement(self._versions, all_blobs=self.formats.encrypts).records(records)
 

@@ -9,7 +9,7 @@ write (``persistence.backends.postgres.values``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -120,13 +120,13 @@ class Placement:
     def __init__(self, versions: Versions, *, all_blobs: bool) -> None:
         self._versions = versions
         self._all_blobs = all_blobs
-        self._values = HeldValues()
+        self._values: HeldValues
         self._place: tuple[str, str] | None = None
         self._placed: set[tuple[str, str | None]] = set()
 
-    def records(self, records: Iterable[Record]) -> Iterator[Record]:
+    def records(self, records: Iterable[Record]) -> Generator[Record]:
         """See :meth:`persistence.transfer.records.Sink.placed`."""
-        with closing(self._values):
+        with closing(HeldValues()) as self._values:
             for record in records:
                 match record:
                     case Value():

@@ -7,7 +7,7 @@ values; nothing is deserialised.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -139,9 +139,9 @@ class SqliteSink:
         """See :class:`persistence.transfer.records.Sink`."""
         return SqliteStoreSink(self)
 
-    def placed(self, records: Iterable[Record]) -> Iterator[Record]:
+    def placed(self, records: Iterable[Record]) -> Generator[Record]:
         """See :class:`persistence.transfer.records.Sink`; a row holds all its values."""
-        return iter(records)
+        yield from records
 
     def skip(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`."""

@@ -13,8 +13,6 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from langgraph.store.sqlite import SqliteStore
-
 from persistence.transfer.canonical import NotCanonicalError, canonical_json, decode_json
 from persistence.transfer.items import (
     BadItem,
@@ -91,6 +89,8 @@ class SqliteStoreSink:
 
     def prepare(self) -> None:
         """As the setup of a store with an index does, which needs an extension only to search."""
+        from langgraph.store.sqlite import SqliteStore
+
         with self._sink.transaction() as conn:
             conn.execute("CREATE TABLE IF NOT EXISTS vector_migrations (v INTEGER PRIMARY KEY)")
             for number, statement in enumerate(SqliteStore.VECTOR_MIGRATIONS):
