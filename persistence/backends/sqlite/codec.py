@@ -7,9 +7,9 @@ parent's row as bytes, and what the format changes at the top of a channel can b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import ormsgpack
@@ -27,6 +27,18 @@ _EMPTY_MAP = b"\x80"
 _READ = ("v", "channel_versions")
 _CHANNEL_VALUES = ormsgpack.packb("channel_values")
 
+LARGE_ROW = 4 << 20
+"""Bytes of a checkpoint; what is larger is neither put together in memory nor remembered."""
+
+
+class Sealed(NamedTuple):
+    """A checkpoint as a row holds it: its type, and its bytes one part after the other."""
+
+    type: str
+    parts: Sequence[bytes]
+    """One, unless there are more than :data:`LARGE_ROW` bytes."""
+    size: int
+
 
 class Codec(Protocol):
     """How one serializer's checkpoints are put together and taken apart."""
@@ -34,7 +46,7 @@ class Codec(Protocol):
     in_bytes: bool
     """Whether a value in the form that goes into a row is bytes, which nobody can change."""
 
-    def seal(self, put: Put, values: Mapping[str, Any]) -> Typed:
+    def seal(self, put: Put, values: Mapping[str, Any]) -> Sealed:
         """A row from the checkpoint, and the values in the form that goes into a row."""
 
     def given(self, value: Any) -> Any:
@@ -54,12 +66,13 @@ class _Spliced:
         self._plain = plain
         self._cipher = cipher
 
-    def seal(self, put: Put, values: Mapping[str, Any]) -> Typed:
-        packed = joined(put.packed, values if put.has_values or values else None)
+    def seal(self, put: Put, values: Mapping[str, Any]) -> Sealed:
+        parts = _parts(put.packed, values if put.has_values or values else None)
+        size = sum(map(len, parts))
         if self._cipher is None:
-            return "msgpack", packed
-        name, sealed = self._cipher.encrypt(packed)
-        return f"msgpack+{name}", sealed
+            return Sealed("msgpack", parts if size > LARGE_ROW else [b"".join(parts)], size)
+        name, sealed = self._cipher.encrypt(b"".join(parts))
+        return Sealed(f"msgpack+{name}", [sealed], len(sealed))
 
     def given(self, value: Any) -> bytes:
         return inside_map(*self._plain.dumps_typed(value))
@@ -86,12 +99,12 @@ class _Whole:
     def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
 
-    def seal(self, put: Put, values: Mapping[str, Any]) -> Typed:
+    def seal(self, put: Put, values: Mapping[str, Any]) -> Sealed:
         checkpoint = put.body
         if put.has_values or values:
             checkpoint["channel_values"] = dict(values)
-        type_, blob = self._serde.dumps_typed(checkpoint)
-        return type_, bytes(blob)
+        type_, blob = dumps(self._serde, checkpoint)
+        return Sealed(type_, [blob], len(blob))
 
     def given(self, value: Any) -> Any:
         return self._serde.loads_typed(dumps(self._serde, value))
@@ -113,13 +126,18 @@ def codec_for(serde: SerializerProtocol) -> Codec:
 
 def joined(body: bytes, values: Mapping[str, bytes] | None) -> bytes:
     """A row: the packed checkpoint with its values, in the form of :func:`inside_map`, put into it."""
+    return b"".join(_parts(body, values))
+
+
+def _parts(body: bytes, values: Mapping[str, bytes] | None) -> list[bytes]:
+    """What :func:`joined` joins."""
     size, rest = _map_parts(body)
     if values is None:
-        return _map_header(size) + rest
+        return [_map_header(size), rest]
     parts = [_map_header(size + 1), rest, _CHANNEL_VALUES, _map_header(len(values))]
     for channel, blob in values.items():
         parts += (_packed_name(channel), blob)
-    return b"".join(parts)
+    return parts
 
 
 def inside_map(type_: str, blob: bytes) -> bytes:

@@ -8,8 +8,8 @@ from typing import Any
 
 from persistence import rules
 from persistence.backends.sqlite import sql
-from persistence.backends.sqlite.codec import Codec
-from persistence.backends.sqlite.recent import LARGEST_ROW, Known, Recent
+from persistence.backends.sqlite.codec import LARGE_ROW, Codec
+from persistence.backends.sqlite.recent import Known, Recent
 from persistence.metrics import Meter
 
 
@@ -39,7 +39,7 @@ class PutWork:
         self._values: Mapping[str, Any] = self._given | stored
         is_complete = is_complete and self._unread.keys() <= stored.keys()
         self._row = codec.seal(put, self._values) if is_complete else None
-        if self._row and not put.kept and len(self._row[1]) > LARGEST_ROW:
+        if self._row and not put.kept and self._row.size > LARGE_ROW:
             self._given = self._values = {}  # their bytes are in the row, and will not be remembered
 
     def __call__(self, conn: sqlite3.Connection) -> None:
@@ -53,9 +53,9 @@ class PutWork:
             row = self._codec.seal(put, values)
         sql.put(conn, put, row)
         if self._meter is not None:
-            self._meter.checkpoint((put.thread, put.ns, put.id), len(row[1]))
+            self._meter.checkpoint((put.thread, put.ns, put.id), row.size)
         if self._codec.in_bytes:
-            self._recent.add(put.thread, put.ns, Known(put.id, put.versions, values, len(row[1])))
+            self._recent.add(put.thread, put.ns, Known(put.id, put.versions, values, row.size))
 
     def _serialised(self, stored: Mapping[str, bytes]) -> dict[str, Any]:
         """The values that are needed, or may be; the others go to ``_unread``."""

@@ -10,9 +10,9 @@ import sqlite3
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from persistence.backends.sqlite.codec import LARGE_ROW
+
 _MOST_BYTES = 32 << 20
-LARGEST_ROW = 4 << 20
-"""Bytes of a row; larger ones are not remembered."""
 
 
 class Known(NamedTuple):
@@ -63,7 +63,7 @@ class Recent:
 
     def add(self, thread: str, ns: str, known: Known) -> None:
         """Remember a row that was written."""
-        if known.size > LARGEST_ROW:
+        if known.size > LARGE_ROW:
             return
         self._rows[thread, ns] = known
         self._bytes += known.size

@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from langgraph.checkpoint.serde.types import TASKS
 
 from persistence import rules
-from persistence.backends.sqlite.codec import Codec, load_metadata
+from persistence.backends.sqlite.codec import LARGE_ROW, Codec, Sealed, load_metadata
 from persistence.errors import ConflictError
 from persistence.lineage import Needs, Node, Place, Plan, prune_needs, prune_plan, runs_needs, runs_plan
 from persistence.rules import Typed, version_text
@@ -23,6 +23,8 @@ from persistence.rules import Typed, version_text
 _COLUMNS = "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata"
 _AT = "thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 _PUT = f"INSERT OR REPLACE INTO checkpoints ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+# Only blobs of zeros at the end of a row take no memory; their bytes are written afterwards.
+_PUT_EMPTY = _PUT.replace("?, ?)", "zeroblob(?), zeroblob(?))")
 _PUT_WRITES = """
     INSERT INTO writes
         (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, value)
@@ -72,7 +74,7 @@ _PLAIN_NAME = re.compile(r"[\w.:-]*[A-Za-z][\w.:-]*", re.ASCII)  # with a letter
 _FEW_RUNS = 16
 _PAGE_ROWS = 16
 _RANGE_ROWS = 64
-_PAGE_BYTES = 1 << 16
+_PAGE_BYTES = 1 << 18
 _FIRST_KEYS, _MOST_KEYS = 256, 4096
 
 Where = tuple[str, str, str]
@@ -90,9 +92,24 @@ class Row:
     writes: list[WriteRow]
 
 
-def put(conn: sqlite3.Connection, put: rules.Put, sealed: Typed) -> None:
-    """Store a checkpoint."""
-    conn.execute(_PUT, (put.thread, put.ns, put.id, put.parent, *sealed, put.metadata.encode()))
+def put(conn: sqlite3.Connection, put: rules.Put, sealed: Sealed) -> None:
+    """Store a checkpoint, by one statement or in the transaction that is open."""
+    key = (put.thread, put.ns, put.id, put.parent, sealed.type)
+    metadata = put.metadata.encode()
+    if sealed.size <= LARGE_ROW:
+        conn.execute(_PUT, (*key, *sealed.parts, metadata))
+        return
+    # By one statement SQLite would copy the bytes twice.
+    is_alone = not conn.in_transaction
+    if is_alone:
+        conn.execute("BEGIN IMMEDIATE")
+    row = conn.execute(_PUT_EMPTY, (*key, sealed.size, len(metadata))).lastrowid or 0
+    for column, parts in (("checkpoint", sealed.parts), ("metadata", [metadata])):
+        with conn.blobopen("checkpoints", column, row) as blob:
+            for part in parts:
+                blob.write(part)
+    if is_alone:
+        conn.execute("COMMIT")
 
 
 def stored(conn: sqlite3.Connection, put: rules.Put, codec: Codec) -> dict[str, Any]:
@@ -219,9 +236,9 @@ class Listing:
         if rows:
             self.last = (thread, ns, id_)
             self.left = None if self.left is None else self.left - len(rows)
-            for at, *write in conn.execute(_RANGE_WRITES, (thread, ns, id_, next(iter(rows)))):
-                if row := rows.get(at):
-                    row.writes.append(cast(WriteRow, tuple(write)))
+            for found in conn.execute(_RANGE_WRITES, (thread, ns, id_, next(iter(rows)))):
+                if row := rows.get(found[0]):
+                    row.writes.append(found[1:])
         return list(rows.values())
 
     def _read_keys(self, conn: sqlite3.Connection) -> None:
@@ -255,9 +272,9 @@ class Listing:
                     done = position + 1
                     break
         del self.keys[:done]
-        for position, *write in conn.execute(_PAGE_WRITES, [_json(keys[:done])]):
-            if row := rows.get(position):
-                row.writes.append(cast(WriteRow, tuple(write)))
+        for found in conn.execute(_PAGE_WRITES, [_json(keys[:done])]):
+            if row := rows.get(found[0]):
+                row.writes.append(found[1:])
         return list(rows.values())
 
     def _where(self) -> tuple[str, list[Any]]:
