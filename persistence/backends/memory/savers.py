@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,12 +26,12 @@ from persistence import rules
 from persistence.delta import Ancestor, delta_history
 from persistence.errors import ClosedError, ConflictError
 from persistence.lineage import Needs, Node, Place, Plan, prune_needs, prune_plan, runs_needs, runs_plan
-from persistence.metadata import clean_filter, comparable, matches, run_text
+from persistence.metadata import clean_filter, comparable, json_value, matches, run_text
 from persistence.metrics import OPERATIONS, measured
 from persistence.rules import Typed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Row:
     parent: str | None
     body: bytes
@@ -51,6 +50,12 @@ _Writes = dict[tuple[str, int], tuple[str, str, str, bytes]]
 class _Thread:
     rows: dict[Place, _Row] = field(default_factory=dict)
     writes: dict[Place, _Writes] = field(default_factory=dict)
+    latest: dict[str, str] = field(default_factory=dict)
+    """By namespace, the largest id of a checkpoint."""
+
+
+_NOTHING = _Thread()
+"""A thread that is not there; nobody writes to it."""
 
 
 class _Memory:
@@ -123,12 +128,16 @@ class MemorySaver(InMemorySaver):
         """Store a checkpoint; one with the same id is replaced."""
         with self._memory as threads:
             put = rules.put_of(config, checkpoint, metadata, new_versions)
-            rows = threads.get(put.thread, _Thread()).rows
-            found = {channel: _stored(rows, put, channel) for channel in put.kept}
-            stored = {channel: value for channel, value in found.items() if value is not None}
-            given = {c: rules.dumps(self.serde, value) for c, value in put.given.items() if c not in stored}
-            values = {**given, **stored}
-            threads.setdefault(put.thread, _Thread()).rows[put.ns, put.id] = _Row(
+            thread = threads.get(put.thread, _NOTHING)
+            values = _stored(thread.rows, put)
+            for channel, value in put.given.items():
+                if channel not in values:
+                    values[channel] = rules.dumps(self.serde, value)
+            if thread is _NOTHING:
+                thread = threads[put.thread] = _Thread()
+            if put.id >= thread.latest.get(put.ns, ""):
+                thread.latest[put.ns] = put.id
+            thread.rows[put.ns, put.id] = _Row(
                 parent=put.parent,
                 body=put.packed,
                 metadata=put.metadata,
@@ -151,7 +160,7 @@ class MemorySaver(InMemorySaver):
             task, path, rows = rules.writes_of(key, writes, task_id, task_path, self.serde)
             if not rows:
                 return
-            thread = threads.setdefault(key.thread, _Thread())
+            thread = threads.get(key.thread) or threads.setdefault(key.thread, _Thread())
             stored = thread.writes.setdefault((key.ns, key.checkpoint or ""), {})
             for row in rows:
                 if row.idx < 0 or (task, row.idx) not in stored:
@@ -161,11 +170,9 @@ class MemorySaver(InMemorySaver):
         """The checkpoint that a config names, or the latest of its namespace."""
         with self._memory as threads:
             key = rules.key_of(config)
-            rows = threads.get(key.thread, _Thread()).rows
-            id_ = key.checkpoint
-            if id_ is None:
-                id_ = max((id_ for ns, id_ in rows if ns == key.ns), default=None)
-            return None if id_ is None else self._load(threads, key.thread, (key.ns, id_))
+            thread = threads.get(key.thread, _NOTHING)
+            id_ = thread.latest.get(key.ns) if key.checkpoint is None else key.checkpoint
+            return None if id_ is None else self._load(thread, key.thread, (key.ns, id_))
 
     def list(
         self,
@@ -198,10 +205,11 @@ class MemorySaver(InMemorySaver):
             if left == 0:
                 return
             with self._memory as threads:
-                row = threads.get(thread, _Thread()).rows.get((ns, id_))
-                if row is None or (wanted and not matches(json.loads(row.metadata), wanted)):
+                of_thread = threads.get(thread, _NOTHING)
+                row = of_thread.rows.get((ns, id_))
+                if row is None or (wanted and not matches(json_value(row.metadata), wanted)):
                     continue
-                found = self._load(threads, thread, (ns, id_))
+                found = self._load(of_thread, thread, (ns, id_))
             if found is not None:
                 left = None if left is None else left - 1
                 yield found
@@ -236,7 +244,7 @@ class MemorySaver(InMemorySaver):
             plans = []
             for id_, thread in threads.items():
                 doomed = {
-                    place for place, row in thread.rows.items() if run_text(json.loads(row.metadata)) in runs
+                    place for place, row in thread.rows.items() if run_text(json_value(row.metadata)) in runs
                 }
                 if doomed:
                     nodes = _nodes(thread)
@@ -250,12 +258,13 @@ class MemorySaver(InMemorySaver):
         with self._memory as threads:
             source = rules.text_id(source_thread_id, "source_thread_id")
             target = rules.text_id(target_thread_id, "target_thread_id")
-            if threads.get(source, _Thread()) == _Thread():
+            if threads.get(source, _NOTHING) == _NOTHING:
                 return
-            if threads.get(target, _Thread()) != _Thread():
+            if threads.get(target, _NOTHING) != _NOTHING:
                 raise ConflictError(f"thread {target!r} is not empty")
             old = threads[source]
-            threads[target] = _Thread(dict(old.rows), {place: dict(w) for place, w in old.writes.items()})
+            writes = {place: dict(w) for place, w in old.writes.items()}
+            threads[target] = _Thread(dict(old.rows), writes, dict(old.latest))
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Iterable[str]
@@ -263,8 +272,8 @@ class MemorySaver(InMemorySaver):
         """Per channel, the writes since the nearest stored value on the way to the root."""
         with self._memory as threads:
             key = rules.key_of(config)
-            thread = threads.get(key.thread, _Thread())
-            id_ = key.checkpoint or max((id_ for ns, id_ in thread.rows if ns == key.ns), default="")
+            thread = threads.get(key.thread, _NOTHING)
+            id_ = key.checkpoint or thread.latest.get(key.ns, "")
             asked = rules.text_ids(channels, "channel")
             return delta_history(asked, self._ancestors(thread, key.ns, id_))
 
@@ -326,13 +335,13 @@ class MemorySaver(InMemorySaver):
         """As ``get_delta_channel_history``."""
         return self.get_delta_channel_history(config=config, channels=channels)
 
-    def _load(self, threads: dict[str, _Thread], thread_id: str, place: Place) -> CheckpointTuple | None:
-        thread = threads.get(thread_id, _Thread())
+    def _load(self, thread: _Thread, thread_id: str, place: Place) -> CheckpointTuple | None:
         if (row := thread.rows.get(place)) is None:
             return None
         checkpoint = ormsgpack.unpackb(row.body)
         if row.has_values:
-            checkpoint["channel_values"] = {c: self.serde.loads_typed(v) for c, v in row.values.items()}
+            loads = self.serde.loads_typed
+            checkpoint["channel_values"] = {channel: loads(value) for channel, value in row.values.items()}
         if row.parent and rules.has_sends_in_parent(checkpoint):
             above = rules.pending_writes(_write_rows(thread, (place[0], row.parent)), self.serde)
             rules.add_sends(checkpoint, [value for _, channel, value in above if channel == TASKS])
@@ -340,7 +349,7 @@ class MemorySaver(InMemorySaver):
             (thread_id, *place),
             row.parent,
             checkpoint,
-            json.loads(row.metadata),
+            json_value(row.metadata),
             rules.pending_writes(_write_rows(thread, place), self.serde),
         )
 
@@ -362,12 +371,23 @@ class MemorySaver(InMemorySaver):
         )
 
 
-def _stored(rows: Mapping[Place, _Row], put: rules.Put, channel: str) -> Typed | None:
-    """The value stored for a channel's version: in the parent, or in any other of the namespace."""
-    version = put.versions[channel]
+def _stored(rows: Mapping[Place, _Row], put: rules.Put) -> dict[str, Typed]:
+    """The values that are stored for the versions of the channels that keep theirs."""
+    found: dict[str, Typed] = {}
     parent = rows.get((put.ns, put.parent)) if put.parent else None
-    if parent is not None and parent.versions.get(channel) == version:
-        return parent.values.get(channel)
+    for channel in put.kept:
+        if parent is not None and parent.versions.get(channel) == put.versions[channel]:
+            value = parent.values.get(channel)
+        else:
+            value = _stored_elsewhere(rows, put, channel)
+        if value is not None:
+            found[channel] = value
+    return found
+
+
+def _stored_elsewhere(rows: Mapping[Place, _Row], put: rules.Put, channel: str) -> Typed | None:
+    """The value that any row of the namespace holds for a channel's version."""
+    version = put.versions[channel]
     for place in sorted((place for place in rows if place[0] == put.ns), reverse=True):
         row = rows[place]
         if row.versions.get(channel) == version and channel in row.values:
@@ -383,7 +403,7 @@ def _write_rows(thread: _Thread, place: Place) -> Iterator[tuple[str, str, int, 
 def _nodes(thread: _Thread) -> list[Node]:
     return [
         Node.of(
-            place, row.parent, ormsgpack.unpackb(row.body).get("v"), json.loads(row.metadata), row.versions
+            place, row.parent, ormsgpack.unpackb(row.body).get("v"), json_value(row.metadata), row.versions
         )
         for place, row in thread.rows.items()
     ]
@@ -412,3 +432,6 @@ def _carry_out(thread: _Thread, plan: Plan) -> None:
             )
     for place in [place for place in thread.writes if place[0] in plan.calls]:
         del thread.writes[place]
+    thread.latest = {}
+    for ns, id_ in sorted(thread.rows):
+        thread.latest[ns] = id_
