@@ -231,12 +231,12 @@ def put_of(
         versions, own = _versions(named, new, parent, room)
     if packed is None:
         packed = _pack(clean_json(body, "checkpoint"))
+    kept = [channel for channel in versions if channel not in own]
     if values.keys() <= versions.keys() and _are_text(values):
         given = dict(values)
     else:
         given = {_channel(name, parent, room): value for name, value in values.items()}
-    kept = [channel for channel in versions if channel not in own]
-    own.update(given.keys() - versions.keys())
+        own.update(given.keys() - versions.keys())
     return Put(
         thread=parent.thread,
         ns=parent.ns,
@@ -364,7 +364,7 @@ def _configurable(config: RunnableConfig) -> Mapping[str, Any]:
 
 def _object(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
     value = checkpoint.get(name, {})
-    if not isinstance(value, Mapping):
+    if type(value) is not dict and not isinstance(value, Mapping):
         raise InvalidInputError(f"the checkpoint's {name} is a {type(value).__name__}, not a dict")
     return value
 
@@ -374,7 +374,11 @@ def _all_short_text(versions: Mapping[str, Any], room: int) -> bool:
     if not versions:
         return True
     texts = versions.values()
-    return _are_text(texts) and max(map(len, versions)) + max(map(len, texts)) <= room
+    if not _are_text(texts):
+        return False
+    if len("".join(versions)) + len("".join(texts)) <= room:  # all of them together, even
+        return True
+    return max(map(len, versions)) + max(map(len, texts)) <= room
 
 
 def _are_text(values: Iterable[Any]) -> bool:
@@ -402,7 +406,7 @@ def _pack(body: dict[str, Any]) -> bytes:
 
 
 def _check_size(what: str, *texts: str) -> None:
-    if sum(map(len, texts)) * 4 <= MAX_KEY_BYTES:  # UTF-8 has at most four bytes a character
+    if len("".join(texts)) * 4 <= MAX_KEY_BYTES:  # UTF-8 has at most four bytes a character
         return
     size = sum(len(text.encode()) for text in texts)
     if size > MAX_KEY_BYTES:

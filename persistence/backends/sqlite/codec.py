@@ -68,11 +68,13 @@ class _Spliced:
 
     def seal(self, put: Put, values: Mapping[str, Any]) -> Sealed:
         parts = _parts(put.packed, values if put.has_values or values else None)
-        size = sum(map(len, parts))
-        if self._cipher is None:
-            return Sealed("msgpack", parts if size > LARGE_ROW else [b"".join(parts)], size)
-        name, sealed = self._cipher.encrypt(b"".join(parts))
-        return Sealed(f"msgpack+{name}", [sealed], len(sealed))
+        if self._cipher is None and sum(map(len, values.values())) > LARGE_ROW:
+            return Sealed("msgpack", parts, sum(map(len, parts)))
+        type_, blob = "msgpack", b"".join(parts)
+        if self._cipher is not None:
+            name, blob = self._cipher.encrypt(blob)
+            type_ = f"msgpack+{name}"
+        return Sealed(type_, [blob], len(blob))
 
     def given(self, value: Any) -> bytes:
         return inside_map(*self._plain.dumps_typed(value))
