@@ -14,11 +14,14 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from persistence import errors
+from persistence.cli.app import app
 from tests.docs.pages import DOCS, blocks, commands
 from tests.docs.running import NOT_RUN, OUTPUT, PARSERS, PageRun, is_left_out
-from tests.support import ROOT, clean_environment, make_chat
+from tests.support import ROOT, make_chat
 
 # Pages that begin with an empty folder. On the others the reader has conversations in chat.db already.
 FROM_NOTHING = [ROOT / "README.md", DOCS / "quickstart.md", DOCS / "index.md"]
@@ -81,27 +84,19 @@ def test_commands_are_real(page: Path) -> None:
         if target := re.match(r"make (\w+)", line):
             assert f"\n{target[1]}:" in makefile, line
         if found := re.search(r"(?:^|\s)persistence ((?:schema )?[a-z][a-z-]*)(.*)", line):
-            help_text = _help(found[1])
+            known = _options(found[1])
             for option in re.findall(r"--[a-z-]+", found[2]):
-                assert option in help_text, line
+                assert option in known, line
 
 
-_known_help: dict[str, str] = {}
-
-
-def _help(command: str) -> str:
-    if command not in _known_help:
-        program = Path(sys.executable).with_name("persistence")
-        result = subprocess.run(
-            [program, *command.split(), "--help"],
-            env=clean_environment() | {"COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert result.returncode == 0, f"persistence {command}: {result.stderr}"
-        _known_help[command] = result.stdout + " --debug"
-    return _known_help[command]
+def _options(command: str) -> set[str]:
+    """What a command takes."""
+    found = get_command(app)
+    for name in command.split():
+        assert isinstance(found, TyperGroup), command
+        assert name in found.commands, f"there is no command {command!r}"
+        found = found.commands[name]
+    return {option for parameter in found.params for option in parameter.opts} | {"--debug", "--help"}
 
 
 def test_extras_exist() -> None:

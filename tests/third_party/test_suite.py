@@ -62,8 +62,7 @@ def test_every_test_of_the_suite_passes_in_both_colours(tmp_path: Path) -> None:
 )
 def test_what_breaks_a_clause_is_caught(tmp_path: Path, clause: str, name: str) -> None:
     outcomes = run_suite(tmp_path, "-k", name, FILED_BREAKS=clause)
-    assert outcomes == {(name, "failure"): 2}
-    assert run_suite(tmp_path, "-k", name) == {(name, "passed"): 2}
+    assert outcomes == {(name, "failure"): 2}  # which pass without FILED_BREAKS, as the test above shows
 
 
 def test_suite_runs_on_a_postgres_of_ones_own(postgres_dsn: str, tmp_path: Path) -> None:
