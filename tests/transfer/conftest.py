@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sqlite3
 from collections import defaultdict
@@ -47,8 +48,12 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     folder.mkdir()
     monkeypatch.chdir(folder)
     get_settings.cache_clear()
+    names = ("persistence", "persistence.settings", "psycopg", "stamina")
+    levels = {name: logging.getLogger(name).level for name in names}
     yield
     get_settings.cache_clear()
+    for name, level in levels.items():  # which a command that runs in this process sets
+        logging.getLogger(name).setLevel(level)
 
 
 def sqlite_tuples(path: Path) -> list[CheckpointTuple]:
