@@ -31,7 +31,7 @@ from tests.transfer.conftest import (
 )
 
 FOLLOW = [COMMAND, "migrate", "--follow"]
-KILLS = int(os.environ.get("FOLLOW_KILLS", "4"))
+KILLS = int(os.environ.get("FOLLOW_KILLS", "2"))
 
 
 class Writer:
