@@ -181,11 +181,13 @@ def _short() -> list[Work]:
     for backend, link in backends:
         works += [
             Work("steps", backend, "async", link, 3, SMALL),
-            Work("graph", backend, "async", link, 2, SMALL),
             Work("store", backend, "async", link, 2, SMALL),
-            Work("history", backend, "async", link, 1, SMALL, 10),
             Work("large", backend, "async", link, 1, MEDIUM),
         ]
+    works += [
+        Work("graph", "sqlite", "async", "file", 2, SMALL),
+        Work("history", "postgres", "async", NEAR, 1, SMALL, 10),
+    ]
     works.append(Work("transfer", "postgres", "sync", FAR, 1, 0, shape="few short threads"))
     works.append(Work(MEMORY, "postgres", "sync", NEAR, 1, 3 * MB, shape="few short threads"))
     return works

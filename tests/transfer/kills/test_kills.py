@@ -58,7 +58,7 @@ def test_killed(forks: Nursery, server: str, source: Path, tmp_path: Path, name:
     else:
         campaign.at_commits(choose.sample(every, 1))
         campaign.at_random(1, choose)
-        if name in ("sqlite-postgres", "sqlite-sqlite"):
+        if name == "sqlite-sqlite":
             campaign.two_at_once(choose.sample(every, 1))
     killed[name] = campaign.kills, len(campaign.steps)
     print(f"\n{name}: {campaign.kills} kills, {len(campaign.steps)} commit boundaries")  # noqa: T201
