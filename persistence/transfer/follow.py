@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,15 +21,12 @@ from persistence import schema
 from persistence.errors import ConflictError, ConnectError, SchemaError, TransferError, VerificationError
 from persistence.registry import provider_for
 from persistence.transfer.conflicts import decide
-from persistence.transfer.copying import Limits
 from persistence.transfer.engine import (
-    BATCH_BYTES,
-    BATCH_RECORDS,
-    SEGMENT_BATCHES,
     Clock,
     copy,
     existing_threads,
     make_room,
+    new_run,
     refuse_strangers,
     scan,
     verify_copy,
@@ -312,18 +308,7 @@ def _copy_first(live: LiveSource, sink: Sink, provider: Provider, clock: Clock) 
             if _run_of(live, sink) is not None:
                 return
             decide(snapshot, sink, existing_threads(sink, spool), "error", make_room(sink))
-            run = Run(
-                run_id=str(uuid.uuid4()),
-                source_fingerprint=found.fingerprint,
-                target_identity=sink.identity,
-                state="running",
-                options={
-                    "source": live.label,
-                    "follow": live.name,
-                    **Limits(BATCH_RECORDS, BATCH_BYTES, SEGMENT_BATCHES).as_options(),
-                },
-                totals=None,
-            )
+            run = new_run(live.label, sink, found, follow=live.name)
             sink.ledger().begin(run, {})
             follower = sink.follower(run.run_id)
             for chunk in spool.chunks(_CLAIMS_AT_ONCE):

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, Protocol
 
 from persistence.errors import ConflictError
+from persistence.transfer.ledger import Tables
 from persistence.transfer.records import Checkpoint, Record, Source, Write
 
 
@@ -158,3 +159,13 @@ class Follower(Protocol):
 
     def miscounted(self) -> list[str]:
         """Threads of this run, the first few, that do not have as many rows as their stamp says."""
+
+
+def claimed(tables: Tables, run_id: str, after: str | None, limit: int) -> list[Stamp]:
+    """See :meth:`Follower.claims`; the same query on every database."""
+    rows = tables.query(
+        "SELECT thread_id, stamp, checkpoints, writes FROM persistence_followed WHERE run_id = ?"
+        f" {'' if after is None else 'AND thread_id > ?'} ORDER BY thread_id LIMIT {limit}",
+        [run_id] if after is None else [run_id, after],
+    )
+    return [Stamp(*row) for row in rows]

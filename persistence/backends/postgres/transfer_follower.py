@@ -11,7 +11,7 @@ from persistence.backends.postgres.transfer_source import Blob, checkpoint_of
 from persistence.errors import TransferError
 from persistence.transfer.canonical import is_delta
 from persistence.transfer.formats import Formats
-from persistence.transfer.live import Change, Place, Stamp
+from persistence.transfer.live import Change, Place, Stamp, claimed
 from persistence.transfer.records import Checkpoint, Reject, Value, Write
 
 if TYPE_CHECKING:
@@ -68,12 +68,7 @@ class PostgresFollower:
 
     def claims(self, after: str | None, limit: int) -> list[Stamp]:
         """See :class:`persistence.transfer.live.Follower`. The column sorts by code point."""
-        rows = self._sink.query(
-            "SELECT thread_id, stamp, checkpoints, writes FROM persistence_followed WHERE run_id = ?"
-            f" {'' if after is None else 'AND thread_id > ?'} ORDER BY thread_id LIMIT {limit}",
-            [self._run_id] if after is None else [self._run_id, after],
-        )
-        return [Stamp(*row) for row in rows]
+        return claimed(self._sink, self._run_id, after, limit)
 
     def claim(self, stamps: Sequence[Stamp]) -> None:
         """See :class:`persistence.transfer.live.Follower`."""

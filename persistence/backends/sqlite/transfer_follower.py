@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from persistence.backends.sqlite.transfer import LISTED, LISTED_WRITES, ThreadReader, write_of
 from persistence.errors import TransferError
-from persistence.transfer.live import Change, Place, Stamp
+from persistence.transfer.live import Change, Place, Stamp, claimed
 from persistence.transfer.records import Checkpoint, Reject, Write
 
 if TYPE_CHECKING:
@@ -36,12 +36,7 @@ class SqliteFollower:
 
     def claims(self, after: str | None, limit: int) -> list[Stamp]:
         """See :class:`persistence.transfer.live.Follower`."""
-        rows = self._sink.query(
-            "SELECT thread_id, stamp, checkpoints, writes FROM persistence_followed WHERE run_id = ?"
-            f" {'' if after is None else 'AND thread_id > ?'} ORDER BY thread_id LIMIT {limit}",
-            [self._run_id] if after is None else [self._run_id, after],
-        )
-        return [Stamp(*row) for row in rows]
+        return claimed(self._sink, self._run_id, after, limit)
 
     def claim(self, stamps: Sequence[Stamp]) -> None:
         """See :class:`persistence.transfer.live.Follower`."""
