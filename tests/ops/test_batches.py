@@ -167,6 +167,18 @@ async def test_who_waits_for_a_lock_does_not_hold_up_the_others(
     assert stored(watch) == list(range(10))
 
 
+async def test_a_slow_server_does_not_begin_again_and_again(
+    batches: Batches, watch: psycopg.Connection[Any]
+) -> None:
+    watch.execute("CREATE SEQUENCE begun")  # counts what was rolled back, too
+    slow = "INSERT INTO done (id) SELECT nextval('begun')::int FROM pg_sleep(0.05) RETURNING id"
+    await busy(batches, 0.02)
+    # Together they take longer than a batch may.
+    tasks = [asyncio.ensure_future(batches.write((slow, {}))) for _ in range(64)]
+    assert len(await asyncio.gather(*tasks)) == 64
+    assert watch.execute("SELECT last_value FROM begun").fetchall()[0][0] < 3 * 64
+
+
 async def test_others_are_served_while_as_many_as_go_alone_are_stuck(batches: Batches) -> None:
     waits = await busy(batches, 1.5)
     begin = time.monotonic()

@@ -38,6 +38,8 @@ _STALLED = 0.05
 """Seconds without any answer, after which those who wait get a further connection."""
 _STUCK = 1.0
 """Seconds after which a batch is given up: the lock that stops one operation must not stop the others."""
+_LONG = _STUCK / 4
+"""Seconds that a batch may take and the next ones be larger."""
 
 
 class _Call:
@@ -84,6 +86,8 @@ class _Batch:
         self.found: list[Rows] = []
         """The answers until now; those to writes are true only when all is done."""
         self.is_done = False
+        self.is_stuck = False
+        self.seconds = 0.0
         self.error: Exception | None = None
         self._conn = conn
         self._interrupted = False
@@ -95,9 +99,11 @@ class _Batch:
         """Come back when the server has answered or is lost; what went wrong is in ``error``."""
         timer = None
         if len(self.calls) > 1:
-            timer = asyncio.get_running_loop().call_later(_STUCK, self._interrupt)
+            timer = asyncio.get_running_loop().call_later(_STUCK, self._give_up)
+        begin = monotonic()
         try:
             await asyncio.wait([self._work])
+            self.seconds = monotonic() - begin
         except asyncio.CancelledError:  # the event loop ends
             self._interrupt()
             await asyncio.wait([self._work])
@@ -105,6 +111,10 @@ class _Batch:
         finally:
             if timer is not None:
                 timer.cancel()
+
+    def _give_up(self) -> None:
+        self.is_stuck = True
+        self._interrupt()
 
     def _interrupt(self) -> None:
         """Have the server end what it is doing."""
@@ -131,6 +141,7 @@ class Batches:
         # Apart, because who reads must not see what may be rolled back with its batch.
         self._reads: deque[_Call] = deque()
         self._writes: deque[_Call] = deque()
+        self._most = _MOST
         self._busy = 0
         self._answered = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -216,11 +227,12 @@ class Batches:
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait
             self._refuse(queue, error)
             return
-        calls = _taken(queue)
+        calls = _taken(queue, self._most)
         try:
             if calls:
                 batch = _Batch(conn, calls)
                 await batch.run()
+                self._adapt(batch)
                 self._settle(batch, queue, lost=conn.closed)
         except BaseException:
             for call in calls:
@@ -237,6 +249,13 @@ class Batches:
         bound = monotonic() - self._pool.timeout
         while queue and (not is_late or queue[0].begun <= bound):
             queue.popleft().fail(error)
+
+    def _adapt(self, batch: _Batch) -> None:
+        """Batches are as large as this server manages in time: what it did of a larger one is lost."""
+        if batch.is_stuck:
+            self._most = max(1, len(batch.found) // 2)
+        elif batch.is_done and batch.seconds < _LONG:
+            self._most = min(_MOST, self._most * 2)
 
     def _settle(self, batch: _Batch, queue: deque[_Call], *, lost: bool) -> None:
         """Give each call its answer or its error, or another turn."""
@@ -275,12 +294,12 @@ class Batches:
             call.start(task, task.cancel)
 
 
-def _taken(queue: deque[_Call]) -> list[_Call]:
+def _taken(queue: deque[_Call], most: int) -> list[_Call]:
     """The calls of the next batch."""
     calls: list[_Call] = []
     keys: set[Hashable] = set()
     size = 0
-    while queue and len(calls) < _MOST and size < LARGE:
+    while queue and len(calls) < most and size < LARGE:
         call = queue[0]
         if call.key is not None and call.key in keys:
             break
