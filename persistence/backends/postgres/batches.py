@@ -58,6 +58,7 @@ class _Call:
     def wait(self) -> None:
         """It is not under way, or not any more."""
         self.work: asyncio.Future[None] | None = None
+        self.stop: Callable[[], object] | None = None  # it leads to the batch: so no cycle is left behind
 
     def start(self, work: asyncio.Future[None], stop: Callable[[], object]) -> None:
         """It is under way until ``work`` is over, which ``stop`` brings about."""
@@ -73,7 +74,7 @@ class _Call:
 
     async def leave(self) -> None:
         """The caller gives up: come back when it is certain what has become of the operation."""
-        if self.work is not None:
+        if self.work is not None and self.stop is not None:
             self.stop()
             await asyncio.wait([self.work])
 
