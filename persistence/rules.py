@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeGuard, cast
 
 import ormsgpack
@@ -295,9 +296,12 @@ def dumps(serde: SerializerProtocol, value: Any) -> Typed:
 
 def writes_plain_msgpack(serde: SerializerProtocol) -> TypeGuard[JsonPlusSerializer]:
     """Whether it stores values as LangGraph's own serializer does, neither transformed nor encrypted."""
-    return isinstance(serde, JsonPlusSerializer) and (
-        type(serde).dumps_typed is JsonPlusSerializer.dumps_typed
-    )
+    return _is_plain(type(serde))
+
+
+@lru_cache  # to ask a protocol's class, as these are, takes as long as to serialise a small value
+def _is_plain(kind: type) -> bool:
+    return issubclass(kind, JsonPlusSerializer) and kind.dumps_typed is JsonPlusSerializer.dumps_typed
 
 
 def pending_writes(

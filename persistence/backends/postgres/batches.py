@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextvars import Context
 from time import monotonic
 from typing import Any
@@ -148,13 +148,13 @@ class Batches:
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def read(self, statement: Statement) -> Rows:
+    def read(self, statement: Statement) -> Awaitable[Rows]:
         """Run a statement that changes nothing."""
-        return await self._run(statement, self._reads, None)
+        return self._run(statement, self._reads, None)
 
-    async def write(self, statement: Statement, key: Hashable | None = None) -> Rows:
+    def write(self, statement: Statement, key: Hashable | None = None) -> Awaitable[Rows]:
         """Run a statement; no other one with the same key in the same transaction."""
-        return await self._run(statement, self._writes, key)
+        return self._run(statement, self._writes, key)
 
     async def alone(self, statement: Statement) -> Rows:
         """Run a statement now, on a connection of its own."""

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from functools import partial
 from operator import itemgetter
 from typing import Any, TypeVar
@@ -35,6 +44,7 @@ T = TypeVar("T")
 _ATTEMPTS = 5
 _EXPECTED = errors.InvalidTextRepresentation
 """An operation may expect it of a statement, which then was not carried out."""
+_KEY = itemgetter("thread", "ns", "id")
 _CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
 
 
@@ -264,7 +274,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> RunnableConfig:
         """Store a checkpoint; one with the same id is replaced."""
         config, operation = self._put(config, checkpoint, metadata, new_versions)
-        await self._here(lambda: self._run(operation, self._store))
+        await self._here(self._run(operation, self._store))
         return config
 
     async def aput_writes(
@@ -276,12 +286,12 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> None:
         """Store pending writes of one task."""
         if statement := self._put_writes(config, writes, task_id, task_path):
-            await self._here(lambda: self._shared(self._batches.write, statement))
+            await self._here(self._write(statement))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that a config names, or the latest of its namespace."""
         statement = self._get(config)
-        rows = await self._here(lambda: self._shared(self._batches.read, statement))
+        rows = await self._here(self._read(statement))
         if rows and steps.is_large(rows[0]):
             return await asyncio.to_thread(self._tuple, rows)
         return self._tuple(rows)
@@ -296,7 +306,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> AsyncIterator[CheckpointTuple]:
         """Checkpoints, the newest first; read page by page."""
         listing = self._listing(config, filter, before, limit)
-        while rows := await self._here(lambda: self._run(listing.page(), self._execute)):
+        while rows := await self._here(self._run(listing.page(), self._execute)):
             for row in rows:
                 if steps.is_large(row):
                     yield await asyncio.to_thread(steps.load, row, self.serde)
@@ -306,29 +316,29 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything of one thread."""
         begin = self._delete_thread(thread_id)
-        await self._here(lambda: self._transact(begin))
+        await self._here(self._transact(begin))
 
     async def aprune(self, thread_ids: Iterable[str], *, strategy: str = "keep_latest") -> None:
         """Delete all of the threads (``delete``), or all but the latest state (``keep_latest``)."""
         begin = self._prune(thread_ids, strategy)
-        await self._here(lambda: self._transact(begin))
+        await self._here(self._transact(begin))
 
     async def adelete_for_runs(self, run_ids: Iterable[str]) -> None:
         """Delete the checkpoints of runs, with their writes."""
         begin = self._delete_for_runs(run_ids)
-        await self._here(lambda: self._transact(begin))
+        await self._here(self._transact(begin))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy everything of one thread to another, which must be empty."""
         begin = self._copy_thread(source_thread_id, target_thread_id)
-        await self._here(lambda: self._transact(begin))
+        await self._here(self._transact(begin))
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Iterable[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Per channel, the writes since the nearest stored value on the way to the root."""
         operation = self._history(config, channels)
-        return await self._here(lambda: self._run(operation, self._execute))
+        return await self._here(self._run(operation, self._execute))
 
     def put(
         self,
@@ -353,12 +363,12 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
         """As :meth:`aput_writes`, from another thread."""
         self._check_thread()
         if statement := self._put_writes(config, writes, task_id, task_path):
-            self._wait(self._shared(self._batches.write, statement))
+            self._wait(self._write(statement))
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """As :meth:`aget_tuple`, from another thread."""
         self._check_thread()
-        return self._tuple(self._wait(self._shared(self._batches.read, self._get(config))))
+        return self._tuple(self._wait(self._read(self._get(config))))
 
     def list(
         self,
@@ -414,12 +424,11 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._running(work)).result()
 
-    async def _here(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run on the loop that the pool belongs to."""
+    def _here(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """Have it run on the loop that the pool belongs to."""
         if asyncio.get_running_loop() is self.loop:
-            return await begin()
-        work = begin()
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running(work)))
+            return work
+        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running(work)))
 
     def _running(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
         if self.loop.is_running():
@@ -430,18 +439,24 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
             hint="open the database on the loop that uses it: async with persistence.aopen(...)",
         )
 
-    async def _shared(self, run: Callable[[Statement], Awaitable[Rows]], statement: Statement) -> Rows:
+    async def _execute(self, statement: Statement) -> Rows:
         self._check_open()
         with translated(self._where):
-            return await run(statement)
+            return await self._batches.alone(statement)
 
-    async def _execute(self, statement: Statement) -> Rows:
-        return await self._shared(self._batches.alone, statement)
+    async def _read(self, statement: Statement) -> Rows:
+        self._check_open()
+        with translated(self._where):
+            return await self._batches.read(statement)
 
-    async def _store(self, statement: Statement) -> Rows:
+    async def _write(self, statement: Statement, key: Hashable | None = None) -> Rows:
+        self._check_open()
+        with translated(self._where):
+            return await self._batches.write(statement, key)
+
+    def _store(self, statement: Statement) -> Awaitable[Rows]:
         """Run a statement of ``put``. No transaction may store a row twice: it is known by its ``xmin``."""
-        key = itemgetter("thread", "ns", "id")(statement[1])
-        return await self._shared(partial(self._batches.write, key=key), statement)
+        return self._write(statement, _KEY(statement[1]))
 
     async def _run(self, operation: Steps[T], execute: Callable[[Statement], Awaitable[Rows]]) -> T:
         proceed: Callable[[], Statement] = operation.__next__

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 
@@ -129,14 +130,15 @@ def _rows(same: str, columns: Mapping[str, str], number: int) -> str:
     return f"SELECT {same}, r.* FROM unnest({arrays}) AS r"
 
 
+@lru_cache
+def _row_names(columns: tuple[str, ...], number: int) -> list[str]:
+    return [f"{name}{i}" for i in range(number) for name in columns]
+
+
 def row_params(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
     """The parameters of rows to store, as a statement for so many of them wants them."""
     if len(rows) <= _FEW:
-        return {
-            f"{name}{i}": value
-            for i, row in enumerate(rows)
-            for name, value in zip(columns, row, strict=True)
-        }
+        return dict(zip(_row_names(tuple(columns), len(rows)), chain.from_iterable(rows), strict=True))
     return {f"{name}s": list(values) for name, values in zip(columns, zip(*rows, strict=True), strict=True)}
 
 

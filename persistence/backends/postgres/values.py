@@ -105,17 +105,16 @@ def load_values(
                 stored[channel] = (True, marked)
         elif value is not True or channel not in stored:
             stored[channel] = (False, value)
+    # An encrypting serializer decides whether plaintext is accepted.
+    checks = any(not typed for typed, _ in stored.values()) and isinstance(serde, EncryptedSerializer)
     return {
-        channel: serde.loads_typed(value) if is_typed else _inline(value, serde)
+        channel: serde.loads_typed(value) if is_typed else _checked(value, serde) if checks else value
         for channel, (is_typed, value) in stored.items()
     }
 
 
-def _inline(value: Any, serde: SerializerProtocol) -> Any:
-    if isinstance(serde, EncryptedSerializer):
-        # The serializer decides whether plaintext is accepted.
-        return serde.loads_typed(("json", json.dumps(value).encode()))
-    return value
+def _checked(value: Any, serde: SerializerProtocol) -> Any:
+    return serde.loads_typed(("json", json.dumps(value).encode()))
 
 
 def _is_encodable(text: str) -> bool:
