@@ -1,15 +1,45 @@
-"""LangGraph's Postgres stores on the pool of a handle."""
+"""LangGraph's Postgres stores on the pool of a handle.
+
+What an operation means is LangGraph's, and most statements are taken from there. But LangGraph's store waits
+for the answer to each before it sends the next; here all that is asked at once is one round trip.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
+from datetime import tzinfo
+from functools import partial
 from typing import Any, cast
 
-from langgraph.store.base import Op, Result
+import psycopg
+from langgraph.store.base import GetOp, Item, ListNamespacesOp, Op, PutOp, Result, SearchItem, SearchOp
 from langgraph.store.postgres.aio import AsyncPostgresStore as UpstreamAsyncStore
+from langgraph.store.postgres.base import BasePostgresStore, _group_ops
 from langgraph.store.postgres.base import PostgresStore as UpstreamStore
+from psycopg import capabilities
+from psycopg.abc import PQGen
+from psycopg.types.json import Jsonb
 
-from persistence.backends.postgres.connection import AsyncPool, Pool, translated
+from persistence.backends.postgres.connection import (
+    AsyncPool,
+    AsyncPoolConnection,
+    Pool,
+    PoolConnection,
+    translated,
+)
+from persistence.backends.postgres.wire import LARGE, Params
+
+_GET = "SELECT value, created_at, updated_at FROM store WHERE prefix = %(prefix)s AND key = %(key)s"
+_REFRESH = f"""
+WITH refreshed AS (
+    UPDATE store SET expires_at = NOW() + (ttl_minutes || ' minutes')::interval
+    WHERE prefix = %(prefix)s AND key = %(key)s AND ttl_minutes IS NOT NULL
+)
+{_GET}"""
+
+_Rows = list[tuple[Any, ...]]
+_Take = Callable[[_Rows, tzinfo], Result]
 
 
 class PostgresStore(UpstreamStore):
@@ -25,8 +55,27 @@ class PostgresStore(UpstreamStore):
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """As LangGraph's."""
-        with translated(cast(Pool, self.conn).name):
-            return super().batch(ops)
+        pool, ops = cast(Pool, self.conn), list(ops)
+        with translated(pool.name):
+            if (trip := _trip(self, ops)) is None or not self._make(trip, pool):
+                return super().batch(ops)
+            if trip.puts:
+                super().batch(trip.puts)
+            return trip.results
+
+    def _make(self, trip: _Trip, pool: Pool) -> bool:
+        if not trip.statements:
+            return True
+        conn = pool.getconn()
+        try:
+            conn.wait(trip.steps(conn))
+        except _FAILURES:
+            if conn.closed:
+                raise
+            return False
+        finally:
+            pool.putconn(conn)
+        return True
 
 
 class AsyncPostgresStore(UpstreamAsyncStore):
@@ -39,5 +88,117 @@ class AsyncPostgresStore(UpstreamAsyncStore):
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """As LangGraph's."""
-        with translated(cast(AsyncPool, self.conn).name):
-            return await super().abatch(ops)
+        pool, ops = cast(AsyncPool, self.conn), list(ops)
+        with translated(pool.name):
+            if (trip := _trip(self, ops)) is None or not await self._make(trip, pool):
+                return await super().abatch(ops)
+            if trip.puts:
+                await super().abatch(trip.puts)
+            return trip.results
+
+    async def _make(self, trip: _Trip, pool: AsyncPool) -> bool:
+        if not trip.statements:
+            return True
+        conn = await pool.getconn()
+        try:
+            await conn.wait(trip.steps(conn))
+        except _FAILURES:
+            if conn.closed:
+                raise
+            return False
+        finally:
+            await pool.putconn(conn)
+        return True
+
+
+_FAILURES = (psycopg.Error, KeyError)
+"""A statement that fails, or a parameter of a type that the wire does not know. Nothing was done: once more,
+as LangGraph does it, one after the other."""
+
+
+class _Trip:
+    """What is asked at once: reads, and a write that is alone."""
+
+    def __init__(self, store: BasePostgresStore[Any], ops: Sequence[Op]) -> None:
+        grouped, number = _group_ops(ops)
+        self.results: list[Result] = [None] * number
+        self.statements: list[tuple[str, Params]] = []
+        self._takes: list[tuple[int, _Take]] = []
+        params: Params
+        for at, get in cast(list[tuple[int, GetOp]], grouped.get(GetOp, [])):
+            key = {"prefix": ".".join(get.namespace), "key": get.key}
+            self._ask(at, _REFRESH if get.refresh_ttl else _GET, key, partial(_item, get))
+        searches = cast(list[tuple[int, SearchOp]], grouped.get(SearchOp, []))
+        for (at, _), (query, params) in zip(
+            searches, store._prepare_batch_search_queries(searches)[0], strict=True
+        ):
+            self._ask(at, query, params, _found)
+        lists = cast(list[tuple[int, ListNamespacesOp]], grouped.get(ListNamespacesOp, []))
+        for (at, _), (query, params) in zip(
+            lists, store._get_batch_list_namespaces_queries(lists), strict=True
+        ):
+            self._ask(at, query, params, _namespaces)
+        writes = cast(list[tuple[int, PutOp]], grouped.get(PutOp, []))
+        self.puts = [put for _, put in writes]
+        """What is left to LangGraph's store, which makes one statement of many."""
+        if len(writes) == 1 and writes[0][1].ttl is None:
+            ((query, given),), _ = store._prepare_batch_PUT_queries(writes)
+            texts = [json.dumps(each.obj) if isinstance(each, Jsonb) else each for each in given]
+            if sum(len(text or "") for text in texts) < LARGE:
+                self._ask(writes[0][0], query, texts, _nothing)
+                self.puts = []
+
+    def _ask(self, at: int, query: str, params: Params, take: _Take) -> None:
+        self.statements.append((query, params))
+        self._takes.append((at, take))
+
+    def steps(self, conn: PoolConnection | AsyncPoolConnection) -> PQGen[None]:
+        """Ask all of it; for the connection's ``wait``."""
+        answers: list[_Rows] = []
+        if len(self.statements) == 1:
+            answers.append((yield from conn.wire.run(*self.statements[0])))
+        else:
+            yield from conn.wire.run_all(self.statements, answers.append)
+        zone = conn.info.timezone
+        for (at, take), rows in zip(self._takes, answers, strict=True):
+            self.results[at] = take(rows, zone)
+
+
+def _trip(store: BasePostgresStore[Any], ops: Sequence[Op]) -> _Trip | None:
+    """``None`` if only LangGraph's own code knows what is to be done."""
+    if store.index_config or store.ttl_config or not capabilities.has_pipeline():
+        return None
+    return _Trip(store, ops)
+
+
+def _item(op: GetOp, rows: _Rows, zone: tzinfo) -> Item | None:
+    for value, created, updated in rows:
+        return Item(
+            value=value,
+            key=op.key,
+            namespace=op.namespace,
+            created_at=created.astimezone(zone),
+            updated_at=updated.astimezone(zone),
+        )
+    return None
+
+
+def _found(rows: _Rows, zone: tzinfo) -> list[SearchItem]:
+    return [
+        SearchItem(
+            value=value,
+            key=key,
+            namespace=tuple(prefix.split(".")),
+            created_at=created.astimezone(zone),
+            updated_at=updated.astimezone(zone),
+        )
+        for prefix, key, value, created, updated, _ in rows  # the last is a score, which needs an index
+    ]
+
+
+def _namespaces(rows: _Rows, zone: tzinfo) -> list[tuple[str, ...]]:
+    return [tuple(prefix.split(".")) for prefix, *_ in rows]
+
+
+def _nothing(rows: _Rows, zone: tzinfo) -> None:
+    return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import count
 from struct import pack, unpack_from
@@ -23,30 +24,35 @@ from persistence.backends.postgres.qualify import qualify
 from persistence.metadata import json_value
 
 _TEXT, _BYTEA, _INT4 = 25, 17, 23
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # Postgres counts microseconds from here
 LARGE = 1_000_000
 """Bytes from which a call is worth a thread of its own."""
 _MOST_PREPARED = 100  # as psycopg's prepared_max
 Take = Callable[[list[tuple[Any, ...]]], Any]
 """What is done with the rows of a statement."""
-_PLACEHOLDER = re.compile(r"%\((\w+)\)[sb]|%%")
+Params = Mapping[Any, Any] | Sequence[Any]
+"""The values of named placeholders, or of nameless ones in their order."""
+_PLACEHOLDER = re.compile(r"%\((\w+)\)[sb]|%([s%])")
 
 
 class Query(NamedTuple):
-    """A statement as libpq takes it, and the names of its parameters in order."""
+    """A statement as libpq takes it, and the names of its parameters in order, or their numbers."""
 
     text: bytes
-    names: tuple[str, ...]
+    names: tuple[Any, ...]
 
 
 @lru_cache(maxsize=1024)
 def query_of(statement: str, schema: str | None, encoding: str) -> Query:
-    """Put numbers in place of named placeholders and, if one is given, the schema before the tables."""
+    """Put numbers in place of placeholders and, if one is given, the schema before the tables."""
     if schema is not None:
         statement = qualify(statement, schema, placeholders=True)
-    names: dict[str, int] = {}
+    names: dict[str | int, int] = {}
 
     def number(match: re.Match[str]) -> str:
-        return f"${names.setdefault(match[1], len(names) + 1)}" if match[1] else "%"
+        if match[2] == "%":
+            return "%"
+        return f"${names.setdefault(match[1] or len(names), len(names) + 1)}"
 
     return Query(_PLACEHOLDER.sub(number, statement).encode(encoding), tuple(names))
 
@@ -79,13 +85,11 @@ class Wire:
         self._prepared: dict[Query, bytes] = {}
         self._numbers = count()
 
-    def run(
-        self, statement: str, params: Mapping[str, Any], *, prepare: bool = True
-    ) -> PQGen[list[tuple[Any, ...]]]:
+    def run(self, statement: str, params: Params, *, prepare: bool = True) -> PQGen[list[tuple[Any, ...]]]:
         """Run a statement and return its rows; for the connection's ``wait``.
 
         Args:
-            statement: One statement; its placeholders are named.
+            statement: One statement; all its placeholders have names, or none.
             params: Their values.
             prepare: Not within a transaction: an error there could not be put right.
         """
@@ -108,7 +112,7 @@ class Wire:
 
     def run_all(
         self,
-        statements: Sequence[tuple[str, Mapping[str, Any]]],
+        statements: Sequence[tuple[str, Params]],
         take: Callable[[list[tuple[Any, ...]]], Any],
     ) -> PQGen[None]:
         """Run statements in one round trip and one transaction; for the connection's ``wait``.
@@ -303,12 +307,17 @@ def _items(data: bytes, load: Callable[[bytes, str], Any], encoding: str) -> lis
     return items
 
 
+def _moment(data: bytes, encoding: str) -> datetime:
+    return _EPOCH + timedelta(microseconds=_int(data, encoding))
+
+
 _LOADERS: dict[int, Callable[[bytes, str], Any]] = {
     16: lambda data, encoding: data == b"\1",
     _BYTEA: lambda data, encoding: data,
     _INT4: _int,
     _TEXT: _str,
     114: _json,
+    1184: _moment,
     3802: _jsonb,
     1001: lambda data, encoding: _items(data, _LOADERS[_BYTEA], encoding),
     1007: lambda data, encoding: _items(data, _int, encoding),
