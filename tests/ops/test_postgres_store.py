@@ -65,8 +65,9 @@ def official(dsn: str, settings: Settings, ops: Sequence[Op]) -> list[Any]:
 async def test_answers_are_those_of_langgraph(postgres_dsn: str, settings: Settings) -> None:
     with persistence.open(postgres_dsn, settings=settings) as db:
         assert db.store is not None
-        db.store.batch([*PUTS, READS[0]])
-        db.store.batch(PUTS[:2])  # created then, updated now
+        db.store.batch(PUTS)
+        for put in PUTS:  # created then, updated now, one after the other
+            db.store.batch([put, READS[0]])
         db.store.delete(HERE, "gone")
         expected = official(postgres_dsn, settings, READS)
         assert [len(found) for found in expected[5:]] == [3, 11, 5, 1, 0, 2, 1]
