@@ -237,13 +237,12 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         key = rules.key_of(config)
 
         def work(conn: sqlite3.Connection) -> CheckpointTuple | None:
-            row = sql.get_small(conn, key)
+            row = sql.get(conn, key)
             if row is None:
                 return None
-            if row.checkpoint[1] is not None:
-                checkpoint = self._checkpoint(row)
-                if not _has_sends_elsewhere(row, checkpoint):
-                    return self._tuple(row, checkpoint)
+            checkpoint = self._checkpoint(row)
+            if not _has_sends_elsewhere(row, checkpoint):
+                return self._tuple(row, checkpoint)
             with snapshot(conn):
                 row = sql.get(conn, key)
                 return None if row is None else self._whole(row, lambda work: work(conn))

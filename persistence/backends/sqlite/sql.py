@@ -42,19 +42,16 @@ _KEEP_WRITES = [
     f"{_PUT_WRITES.format(', '.join([_WRITE_VALUES] * n))}NOTHING" for n in range(_WRITES_AT_ONCE + 1)
 ]
 _WRITES = f"SELECT task_path, task_id, idx, channel, type, value FROM writes WHERE {_AT}"
-# The checkpoint comes once for each of its writes, so only a small one does.
+_LATEST = "(SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ?1 AND checkpoint_ns = ?2)"
+# A join would repeat the checkpoint for each of its writes.
 _GET = """
-    SELECT c.checkpoint_id, c.parent_checkpoint_id, c.type,
-        CASE WHEN length(c.checkpoint) <= 32768 THEN c.checkpoint END, c.metadata,
-        w.task_path, w.task_id, w.idx, w.channel, w.type, w.value
-    FROM checkpoints c LEFT JOIN writes w
-        ON w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns
-        AND w.checkpoint_id = c.checkpoint_id
-    WHERE c.thread_id = ?1 AND c.checkpoint_ns = ?2 AND c.checkpoint_id = """
-_GET_EXACT = _GET + "?3"
-_GET_LATEST = (
-    _GET + "(SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ?1 AND checkpoint_ns = ?2)"
-)
+    SELECT NULL, NULL, NULL, checkpoint_id, type, checkpoint, parent_checkpoint_id, metadata FROM checkpoints
+    WHERE thread_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id = {0}
+    UNION ALL
+    SELECT task_path, task_id, idx, channel, type, value, NULL, NULL FROM writes
+    WHERE thread_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id = {0}"""
+_GET_EXACT = _GET.format("?3")
+_GET_LATEST = _GET.format(_LATEST)
 # The keys as a JSON array lead, so rows come in their order.
 _OF_KEYS = """
     FROM json_each(?) k CROSS JOIN {0} c
@@ -158,32 +155,17 @@ def is_one_statement(writes: Sequence[rules.Write]) -> bool:
     return len(writes) <= 1 or (len(writes) <= _WRITES_AT_ONCE and all(w.idx >= 0 for w in writes))
 
 
-def get_small(conn: sqlite3.Connection, key: rules.Key) -> Row | None:
-    """The row of a checkpoint, or of the latest, by one statement; a large checkpoint is left out."""
+def get(conn: sqlite3.Connection, key: rules.Key) -> Row | None:
+    """The row of a checkpoint, or of the latest, by one statement."""
     if key.checkpoint is None:
         found = conn.execute(_GET_LATEST, (key.thread, key.ns)).fetchall()
     else:
         found = conn.execute(_GET_EXACT, (key.thread, key.ns, key.checkpoint)).fetchall()
-    if not found:
-        return None
-    id_, parent, type_, blob, metadata, _, task, *_ = found[0]
-    writes = [] if task is None else [row[5:] for row in found]
-    return Row((key.thread, key.ns, id_), parent, (type_, blob), metadata, writes)
-
-
-def get(conn: sqlite3.Connection, key: rules.Key) -> Row | None:
-    """The row of a checkpoint, or of the latest."""
-    sql = f"SELECT {_COLUMNS} FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ?"
-    params = (key.thread, key.ns)
-    if key.checkpoint is None:
-        found = conn.execute(f"{sql} ORDER BY checkpoint_id DESC LIMIT 1", params).fetchone()
-    else:
-        found = conn.execute(f"{sql} AND checkpoint_id = ?", (*params, key.checkpoint)).fetchone()
-    if found is None:
-        return None
-    thread, ns, id_, parent, type_, blob, metadata = found
-    writes = conn.execute(_WRITES, (thread, ns, id_)).fetchall()
-    return Row((thread, ns, id_), parent, (type_, blob), metadata, writes)
+    writes = [line[:6] for line in found if line[2] is not None]  # a write has an index
+    for _, _, idx, id_, type_, blob, parent, metadata in found:
+        if idx is None:
+            return Row((key.thread, key.ns, id_), parent, (type_, blob), metadata, writes)
+    return None
 
 
 def sends(conn: sqlite3.Connection, row: Row) -> list[WriteRow]:
