@@ -225,9 +225,8 @@ def put_of(
     packed = pack_clean(body)
     named, new = _object(checkpoint, "channel_versions"), new_versions or {}
     room = _room(parent)
-    if packed is not None and _are_text(new) and _all_short_text(named, room):
-        versions = dict(named)
-        own = {channel for channel, version in new.items() if versions.get(channel) == version}
+    if packed is not None and new.items() <= named.items() and _all_short_text(named, room):
+        versions, own = dict(named), set(new)  # nearly always
     else:
         versions, own = _versions(named, new, parent, room)
     if packed is None:
@@ -374,15 +373,16 @@ def _object(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
 
 
 def _all_short_text(versions: Mapping[str, Any], room: int) -> bool:
-    """Whether these versions are text, and no longer than fits; in C, whatever their number."""
-    if not versions:
-        return True
-    texts = versions.values()
-    if not _are_text(texts):
+    """Whether these versions are text, and no longer than fits; in C, whatever their number.
+
+    They were packed: so the names are text, and no text is of a class of its own.
+    """
+    try:
+        size = len("".join(versions)) + len("".join(versions.values()))
+    except TypeError:
         return False
-    if len("".join(versions)) + len("".join(texts)) <= room:  # all of them together, even
-        return True
-    return max(map(len, versions)) + max(map(len, texts)) <= room
+    # All of them together, even; else the longest name beside the longest version.
+    return size <= room or max(map(len, versions)) + max(map(len, versions.values())) <= room
 
 
 def _are_text(values: Iterable[Any]) -> bool:
