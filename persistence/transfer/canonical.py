@@ -8,12 +8,13 @@ that read back equal and always a digit after the point, and no negative zero.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import msgspec
 import ormsgpack
@@ -58,13 +59,25 @@ def json_bytes(value: Any) -> bytes:
         raise NotCanonicalError(_reason(error)) from None
 
 
+def _no_float(text: str) -> Any:
+    raise ValueError(text)
+
+
+# Only floats are spelled in more than one way, and nearly no metadata have one.
+_without_floats = msgspec.json.Decoder(float_hook=_no_float)
+_encoder = msgspec.json.Encoder(order="deterministic")
+
+
 def canonical_json(text: bytes | str) -> bytes:
     """Canonical JSON of JSON text.
 
     Raises:
         NotCanonicalError: It is not JSON, or holds what JSON readers do not agree on.
     """
-    return canonical_value(decode_json(text))
+    try:
+        return _encoder.encode(_without_floats.decode(text))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return canonical_value(decode_json(text))
 
 
 def decode_json(text: bytes | str) -> Any:
@@ -157,10 +170,14 @@ def body_fields(fields: Mapping[str, msgspec.Raw]) -> tuple[dict[str, Any], byte
     return body, msgspec.json.encode(body, order="deterministic") if usual else json_bytes(body)
 
 
-class _Usual(msgspec.Struct, forbid_unknown_fields=True):
-    """A checkpoint as today's LangGraph writes it, in the order of canonical JSON."""
+_ChannelValue = TypeVar("_ChannelValue")
+_Encoded = TypeVar("_Encoded", bytes, str)
 
-    channel_values: dict[str, msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
+
+class _Usual(msgspec.Struct, Generic[_ChannelValue], forbid_unknown_fields=True):
+    """A checkpoint as today's LangGraph writes it, in the order of canonical JSON; it has no floats."""
+
+    channel_values: dict[str, _ChannelValue] | msgspec.UnsetType = msgspec.UNSET
     channel_versions: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     id: str | msgspec.UnsetType = msgspec.UNSET
     pending_sends: _NoItems | msgspec.UnsetType = msgspec.UNSET
@@ -170,7 +187,8 @@ class _Usual(msgspec.Struct, forbid_unknown_fields=True):
     versions_seen: dict[str, dict[str, str | int]] | msgspec.UnsetType = msgspec.UNSET
 
 
-_usual_checkpoint = msgspec.msgpack.Decoder(_Usual)
+_usual_msgpack = msgspec.msgpack.Decoder(_Usual[msgspec.Raw])
+_usual_json = msgspec.json.Decoder(_Usual[Any])
 
 
 def split_usual(data: object) -> tuple[dict[str, msgspec.Raw], Mapping[str, str], bytes] | None:
@@ -178,14 +196,36 @@ def split_usual(data: object) -> tuple[dict[str, msgspec.Raw], Mapping[str, str]
 
     ``None`` for one that is not as LangGraph writes it today: of an older version, with more fields, damaged.
     """
-    if not isinstance(data, bytes):
-        return None
+    return _split(_usual_msgpack.decode, data) if isinstance(data, bytes) else None
+
+
+def split_usual_json(text: str) -> tuple[dict[str, Any], Mapping[str, str], bytes] | None:
+    """As :func:`split_usual`, for a checkpoint in JSON."""
+    return _split(_usual_json.decode, text)
+
+
+def _split(
+    decode: Callable[[_Encoded], _Usual[_ChannelValue]], data: _Encoded
+) -> tuple[dict[str, _ChannelValue], Mapping[str, str], bytes] | None:
     try:
-        usual = _usual_checkpoint.decode(data)
+        usual = decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     channels, usual.channel_values = usual.channel_values or {}, msgspec.UNSET
-    return channels, usual.channel_versions or {}, msgspec.json.encode(usual, order="deterministic")
+    return channels, usual.channel_versions or {}, _encoder.encode(usual)
+
+
+_SMALL_BYTES = 64
+
+
+def content_hash(data: bytes) -> bytes:
+    """SHA-256 of a value; small ones, of which there are few, are remembered."""
+    return _small_hash(data) if len(data) <= _SMALL_BYTES else hashlib.sha256(data).digest()
+
+
+@lru_cache(4096)
+def _small_hash(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def msgpack_value(raw: bytes) -> tuple[str, bytes]:

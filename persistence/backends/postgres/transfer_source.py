@@ -24,10 +24,13 @@ from persistence.backends.postgres.values import is_marker, unmark
 from persistence.errors import SchemaError, SourceError
 from persistence.transfer.canonical import (
     NotCanonicalError,
+    canonical_json,
     canonical_value,
+    content_hash,
     decode_json,
     is_delta,
     json_value,
+    split_usual_json,
     version_text,
 )
 from persistence.transfer.formats import Formats
@@ -381,11 +384,7 @@ def checkpoint_of(
 ) -> Checkpoint:
     """A row as a record; ``blobs`` are those of its namespace by channel and version."""
     thread, ns, checkpoint_id, parent_id, checkpoint, metadata = row
-    body = decode_json(checkpoint)
-    if not isinstance(body, dict):
-        raise NotCanonicalError("the checkpoint is not a JSON object")
-    inline = body.pop("channel_values", None) or {}
-    versions = {c: version_text(v) for c, v in (body.get("channel_versions") or {}).items()}
+    inline, versions, body = split_usual_json(checkpoint) or _split(checkpoint)
     refs = []
     for channel in sorted(inline.keys() | versions.keys()):
         version = versions.get(channel)
@@ -409,14 +408,23 @@ def checkpoint_of(
         ns,
         checkpoint_id,
         parent_id,
-        canonical_value(body),
-        canonical_value(decode_json(metadata)),
+        body,
+        canonical_json(metadata),
         versions,
         tuple(refs),
     )
 
 
+def _split(checkpoint: str) -> tuple[dict[str, Any], Mapping[str, str], bytes]:
+    body = decode_json(checkpoint)
+    if not isinstance(body, dict):
+        raise NotCanonicalError("the checkpoint is not a JSON object")
+    inline = body.pop("channel_values", None) or {}
+    versions = {c: version_text(v) for c, v in (body.get("channel_versions") or {}).items()}
+    return inline, versions, canonical_value(body)
+
+
 def _inside(channel: str, version: str | None, type_: str, data: bytes) -> ValueRef:
     """A value that the checkpoint's row holds itself."""
     delta = type_ == "msgpack" and is_delta(data[:6])
-    return ValueRef(channel, version, type_, hashlib.sha256(data).digest(), data, len(data), delta)
+    return ValueRef(channel, version, type_, content_hash(data), data, len(data), delta)
