@@ -6,7 +6,6 @@ its values as bytes; no class of the application is imported and none of its cod
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from persistence.transfer.canonical import (
     NotCanonicalError,
     body_fields,
     canonical_json,
+    content_hash,
     inline_json,
     is_delta,
     msgpack_value,
@@ -275,6 +275,7 @@ def _where(thread: str | None, after: int | None) -> tuple[str, tuple[object, ..
 
 
 class _Cached(NamedTuple):
+    version: str | None
     raw: bytes
     ref: ValueRef
 
@@ -311,7 +312,8 @@ class ThreadReader:
 
     def _split(self, row: tuple[Any, ...]) -> tuple[list[Value], Checkpoint]:
         _, ns, checkpoint_id, parent_id, type_, checkpoint, metadata = row
-        _require_text(ns, checkpoint_id, parent_id or "")
+        if not type(ns) is type(checkpoint_id) is str or not (parent_id is None or type(parent_id) is str):
+            _require_text(ns, checkpoint_id, parent_id or "")
         typed: Mapping[str, Typed] = {}
         usual = split_usual(checkpoint) if type_ in self._formats.plain_types else None
         if usual is not None:
@@ -324,10 +326,13 @@ class ThreadReader:
                 raise NotCanonicalError("channel_versions is not a map")
             versions = {channel: version_text(version) for channel, version in named.items()}
         values: list[Value] = []
-        refs = [
-            self._value(channel, versions.get(channel), bytes(raw), values)
-            for channel, raw in sorted(channels.items())
-        ]
+        refs: list[ValueRef] = []
+        for channel in sorted(channels):
+            raw, version, last = bytes(channels[channel]), versions.get(channel), self._last.get(channel)
+            if last is None or last[0] != version or last[1] != raw:
+                last = _Cached(version, raw, self._typed(channel, version, *msgpack_value(raw), values))
+                self._last[channel] = last
+            refs.append(last[2])
         if typed:
             for channel, value in sorted(typed.items()):
                 refs.append(self._typed(channel, versions.get(channel), *value, values))
@@ -343,18 +348,10 @@ class ThreadReader:
             tuple(refs),
         )
 
-    def _value(self, channel: str, version: str | None, raw: bytes, new: list[Value]) -> ValueRef:
-        last = self._last.get(channel)
-        if last is not None and last.ref.version == version and last.raw == raw:
-            return last.ref
-        ref = self._typed(channel, version, *msgpack_value(raw), new)
-        self._last[channel] = _Cached(raw, ref)
-        return ref
-
     def _typed(
         self, channel: str, version: str | None, type_: str, data: bytes, new: list[Value]
     ) -> ValueRef:
-        digest = hashlib.sha256(data).digest()
+        digest = content_hash(data)
         delta = type_ == "msgpack" and is_delta(data[:6])
         if version is None or inline_json(type_, data) is not None:
             return ValueRef(channel, version, type_, digest, data, len(data), delta)
@@ -368,16 +365,15 @@ def write_of(row: tuple[Any, ...], formats: Formats, *, data: bool) -> Write | R
     """A row as a record."""
     thread_id, ns, checkpoint_id, task_id, idx, task_path, channel, type_, value = row
     try:
-        _require_text(ns, checkpoint_id, task_id, task_path, channel)
+        if not type(ns) is type(checkpoint_id) is type(task_id) is type(task_path) is type(channel) is str:
+            _require_text(ns, checkpoint_id, task_id, task_path, channel)
         if not isinstance(idx, int):
             raise NotCanonicalError(f"the index of a write is stored as {type(idx).__name__}")
-        type_, value = formats.value(f"write to channel {channel!r}", type_, value)
+        if type_ not in formats.plain_types or not isinstance(value, bytes):
+            type_, value = formats.value(f"write to channel {channel!r}", type_, value)
     except NotCanonicalError as error:
         return Reject(thread_id, ns, checkpoint_id, str(error), _raw(row))
-    digest = hashlib.sha256(value).digest()
-    return Write(
-        thread_id, ns, checkpoint_id, task_id, idx, task_path, channel, type_, digest, value if data else None
-    )
+    return Write(*row[:7], type_, content_hash(value), value if data else None)
 
 
 def _raw(row: tuple[Any, ...]) -> bytes:
