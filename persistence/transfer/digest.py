@@ -29,9 +29,8 @@ class ThreadDigest(NamedTuple):
 def line(record: Value | Checkpoint | Write) -> bytes:
     """A record as digests see it: one msgpack array, each item in its shortest form."""
     if isinstance(record, Checkpoint):
-        values = [(ref.channel, ref.version, ref.type, ref.sha256) for ref in record.values]
-        head = ("c", record.checkpoint_ns, record.checkpoint_id, record.parent_id)
-        return ormsgpack.packb((*head, record.body, record.metadata, values))
+        # Of a value its channel, version, type and hash; of a checkpoint all between its thread and versions.
+        return ormsgpack.packb(("c", *record[1:6], [ref[:4] for ref in record.values]))
     if isinstance(record, Write):
         return ormsgpack.packb(("w", *record[1:-1]))
     return ormsgpack.packb(("v", *record[1:-1]))

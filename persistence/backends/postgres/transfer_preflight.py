@@ -30,28 +30,33 @@ class PostgresPreflight(Findings):
 
     def see(self, record: Record) -> None:
         """Note what of this record Postgres cannot hold."""
-        super().see(record)
         match record:
             case Checkpoint():
                 self._checkpoint(record)
             case Write():
-                key = (record.thread_id, record.checkpoint_ns, record.checkpoint_id, record.task_id)
-                self._text(record, *key, also=(record.task_path, record.channel))
+                plain = _is_plain(*record[:4], record.task_path, record.channel)
+                if not plain:
+                    self._text(record, *record[:4], also=(record.task_path, record.channel))
                 if record.idx not in _INT4:
                     self.note("the index of a write is out of range", record)
-                self._name(record, record.channel, record.task_id)
+                if not plain:
+                    self._name(record, record.channel, record.task_id)
                 self._content(record)
             case Value():
-                self._text(record, record.thread_id, record.checkpoint_ns, record.channel, record.version)
-                self._name(record, record.channel)
+                if not _is_plain(*record[:4]):
+                    self._text(record, *record[:4])
+                    self._name(record, record.channel)
                 self._content(record)
+            case _:
+                super().see(record)
 
     def _checkpoint(self, record: Checkpoint) -> None:
         if (place := record[:2]) != self._place:
             self._end()
             self._place = place
-        key = (record.thread_id, record.checkpoint_ns, record.checkpoint_id)
-        self._text(record, *key, also=(record.parent_id or "",))
+        key = record[:3]
+        if not _is_plain(*key, record.parent_id or ""):
+            self._text(record, *key, also=(record.parent_id or "",))
         if b'"v":' not in record.body:
             self.note("the checkpoint names no format version (v), which the Postgres saver needs", record)
         for name, text in (("checkpoint", record.body), ("metadata", record.metadata)):
@@ -59,11 +64,13 @@ class PostgresPreflight(Findings):
                 self.note(f"the {name} holds the NUL character, which Postgres cannot store", record)
             if len(text) > _JSON_BYTES:
                 self.note(f"the {name} is too large for JSONB", record)
-        for ref in record.values:
-            if ref.data is not None:
-                self._text(record, *key[:2], ref.channel, ref.version or "")
+        size = 0
+        for channel, version, _, _, data, of_value, _ in record.values:
+            size += of_value
+            if data is not None and not _is_plain(*place, channel, version or ""):
+                self._text(record, *place, channel, version or "")
         self._versions.see(record)
-        if len(record.body) + sum(map(_marker_bytes, record.values)) > _JSON_BYTES:
+        if len(record.body) + size * 4 // 3 > _JSON_BYTES:
             refs = tuple(ref._replace(data=None) for ref in record.values)
             self._large.append(record._replace(values=refs))
 
@@ -102,6 +109,12 @@ class PostgresPreflight(Findings):
     def _content(self, record: Value | Write) -> None:
         if record.data is not None and len(record.data) > _BYTEA_BYTES:
             self.note("a value is larger than a Postgres field can be", record)
+
+
+def _is_plain(*texts: str) -> bool:
+    """Whether nothing can be wrong with these, however they are used: nearly always."""
+    whole = "".join(texts)
+    return len(whole) * 4 <= _KEY_BYTES and "\0" not in whole and "\\" not in whole
 
 
 def _marker_bytes(ref: ValueRef) -> int:

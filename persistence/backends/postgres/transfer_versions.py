@@ -51,19 +51,30 @@ _NOTHING_CHOSEN: Chosen = {}
 class _Version:
     """What the checkpoints at one version hold."""
 
-    newest: Held | None
+    newest: ValueRef | None
+    """Of a large value without its bytes."""
+    checkpoint_id: str
     needs_blob: bool
     several: bool = False
 
-    def see(self, ref: ValueRef | None, held: Held | None, *, needs_blob: bool) -> None:
+    def see(self, ref: ValueRef | None, checkpoint_id: str, *, needs_blob: bool) -> None:
         """The next checkpoint."""
-        if held is None and self.newest is not None and self.newest.delta:
+        newest = self.newest
+        if ref is None and newest is not None and newest.delta:
             return  # a snapshot belongs to the checkpoints that carry its mark, and others hold nothing
-        taken = held is not None and held.delta and self.newest is None
-        same = ref is None if self.newest is None else self.newest.is_in(ref)
-        self.several = self.several or not (same or taken)
+        if ref is None or newest is None:
+            same = ref is newest or (ref is not None and ref.delta)
+        else:
+            same = ref.type == newest.type and ref.sha256 == newest.sha256
+        self.several = self.several or not same
         self.needs_blob = self.needs_blob or needs_blob
-        self.newest = held
+        self.newest, self.checkpoint_id = ref, checkpoint_id
+
+    def held(self) -> Held | None:
+        """What the newest checkpoint holds."""
+        if (ref := self.newest) is None:
+            return None
+        return Held(ref.type, ref.sha256, ref.delta, None if ref.data is None else self.checkpoint_id)
 
 
 class Versions:
@@ -80,27 +91,30 @@ class Versions:
 
     def see(self, record: Checkpoint) -> None:
         """Take the next checkpoint of the namespace."""
-        held = {ref.channel: ref for ref in record.values}
+        held = {ref[0]: ref for ref in record.values}
+        checkpoint_id = record.checkpoint_id
         for key in record.versions.items():
             ref = held.get(key[0])
-            mine = None
+            seen = self._seen.get(key)
+            if seen is not None and seen.newest is ref:  # most often, as most channels do not change
+                seen.checkpoint_id = checkpoint_id
+                continue
             needs_blob = False
             if ref is not None:
                 needs_blob = self._all_blobs or ref.data is None or inline_json(ref.type, ref.data) is None
                 if needs_blob and ref.data is not None:
                     self._carrying.add(record[:2])
-                carrier = record.checkpoint_id if ref.data is not None else None
-                mine = Held(ref.type, ref.sha256, ref.delta, carrier)
-            if (seen := self._seen.get(key)) is None:
-                self._seen[key] = _Version(mine, needs_blob)
+                    ref = ref._replace(data=b"")
+            if seen is None:
+                self._seen[key] = _Version(ref, checkpoint_id, needs_blob)
             else:
-                seen.see(ref, mine, needs_blob=needs_blob)
+                seen.see(ref, checkpoint_id, needs_blob=needs_blob)
 
     def end(self, place: tuple[str, str]) -> list[tuple[str, str]]:
         """The namespace has no more checkpoints; its channels and versions of which the blob was chosen."""
         several = [key for key, seen in self._seen.items() if seen.needs_blob and seen.several]
         if several:
-            self._special[place] = {key: self._seen[key].newest for key in several}
+            self._special[place] = {key: self._seen[key].held() for key in several}
         self._seen.clear()
         return several
 
