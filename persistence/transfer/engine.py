@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from persistence import metrics
 from persistence.errors import ConflictError, SchemaError
+from persistence.transfer.collecting import rarely_collected
 from persistence.transfer.conflicts import decide, merged
 from persistence.transfer.copying import Limits, Task, Writer, of_segments, segments
 from persistence.transfer.difference import Difference, Verdict
@@ -68,7 +69,8 @@ class Clock:
         """Time a phase; one that is entered twice adds up."""
         began = time.monotonic()
         try:
-            yield
+            with rarely_collected():
+                yield
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - began
 

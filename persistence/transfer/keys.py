@@ -65,10 +65,21 @@ _decoder = msgspec.msgpack.Decoder(_Packed)
 
 def pack(records: Iterable[tuple[Value | Checkpoint | Write, bytes]]) -> bytes:
     """The keys and marks of sorted records, compressed; each record comes with its line."""
-    packed: _Packed = [
-        (thread, [(key_of(record), mark_of(text)) for record, text in group])
-        for thread, group in groupby(records, key=lambda pair: pair[0].thread_id)
-    ]
+    packed: list[tuple[str, list[tuple[tuple[object, ...], bytes]]]] = []
+    current = None
+    for record, text in records:
+        if record.thread_id != current:
+            rows: list[tuple[tuple[object, ...], bytes]] = []
+            packed.append((current := record.thread_id, rows))
+        # What key_of() gives, without making a Key of it.
+        match record:
+            case Write():
+                key: tuple[object, ...] = ("w", *record[1:5])
+            case Checkpoint():
+                key = ("c", *record[1:3], "", 0)
+            case Value():
+                key = ("v", *record[1:4], 0)
+        rows.append((key, mark_of(text)))
     return zstandard.compress(msgspec.msgpack.encode(packed))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
@@ -21,6 +22,12 @@ def text(value: str) -> tuple[bytes, bytes]:
     """A field of text."""
     data = value.encode()
     return length(len(data)), data
+
+
+@lru_cache(4096)
+def name(value: str) -> bytes:
+    """A field of text of which there are few, such as the name of a channel."""
+    return b"".join(text(value))
 
 
 def binary(data: bytes) -> tuple[bytes, bytes]:

@@ -20,7 +20,17 @@ from psycopg import ClientCursor, errors
 from psycopg.rows import tuple_row
 
 from persistence.backends.postgres.connection import connect, database_identity, translate
-from persistence.backends.postgres.copying import HEADER, NULL, TRAILER, binary, fields, jsonb, length, text
+from persistence.backends.postgres.copying import (
+    HEADER,
+    NULL,
+    TRAILER,
+    binary,
+    fields,
+    jsonb,
+    length,
+    name,
+    text,
+)
 from persistence.backends.postgres.transfer_preflight import PostgresPreflight
 from persistence.backends.postgres.transfer_source import PostgresSource
 from persistence.backends.postgres.transfer_store import PostgresStoreSink
@@ -52,6 +62,8 @@ _TABLES = {
     ),
     "checkpoints": "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata",
 }
+_SIX, _NINE = fields(6), fields(9)
+_FOUR_BYTES = length(4)
 _REMOVE = {
     "c": ("checkpoints", ("checkpoint_ns", "checkpoint_id")),
     "v": ("checkpoint_blobs", ("checkpoint_ns", "channel", "version")),
@@ -168,17 +180,21 @@ class PostgresSink:
 
     def insert(self, cursor: Cursor[Any], records: Iterable[Record]) -> None:
         """Copy records into the tables, in the transaction that is open."""
-        rows: dict[str, list[bytes]] = {table: [HEADER] for table in _TABLES}
+        blobs, writes, checkpoints = rows = [HEADER], [HEADER], [HEADER]
+        place, begin = None, b""
         for record in records:
+            if record[:2] != place:
+                place = record[:2]
+                begin = b"".join((*text(record.thread_id), *text(record.checkpoint_ns)))
             match record:
                 case Value():
-                    rows["checkpoint_blobs"] += self._blob_row(record)
+                    blobs += self._blob_row(begin, record)
                 case Write():
-                    rows["checkpoint_writes"] += self._write_row(record)
+                    writes += self._write_row(begin, record)
                 case Checkpoint():
-                    rows["checkpoints"] += self._checkpoint_row(record)
-        for table, columns in _TABLES.items():
-            if len(parts := rows[table]) == 1:
+                    checkpoints += self._checkpoint_row(begin, record)
+        for (table, columns), parts in zip(_TABLES.items(), rows, strict=True):
+            if len(parts) == 1:
                 continue
             parts.append(TRAILER)
             statement = f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)"
@@ -244,34 +260,33 @@ class PostgresSink:
             for statement, args in statements:
                 self._conn.execute(_own(statement), args)
 
-    def _blob_row(self, value: Value) -> list[bytes]:
+    def _blob_row(self, begin: bytes, value: Value) -> tuple[bytes, ...]:
         type_, data = self.formats.sealed(value.type, value.data)
-        return [fields(6), *_texts(*value[:4], type_), *binary(data)]
+        return (_SIX, begin, name(value.channel), *text(value.version), name(type_), *binary(data))
 
-    def _write_row(self, write: Write) -> list[bytes]:
-        type_, data = self.formats.sealed(write.type, write.data or b"")
-        return [
-            fields(9),
-            *_texts(*write[:4], write.task_path),
-            length(4),
-            length(write.idx),
-            *_texts(write.channel, type_),
-            length(len(data)),
-            data,
-        ]
+    def _write_row(self, begin: bytes, write: Write) -> tuple[bytes, ...]:
+        _, _, checkpoint_id, task_id, idx, task_path, channel, type_, _, data = write
+        type_, data = self.formats.sealed(type_, data or b"")
+        return (
+            _NINE,
+            begin,
+            *text(checkpoint_id),
+            *text(task_id),
+            name(task_path),
+            _FOUR_BYTES,
+            length(idx),
+            name(channel),
+            name(type_),
+            *binary(data),
+        )
 
-    def _checkpoint_row(self, checkpoint: Checkpoint) -> list[bytes]:
+    def _checkpoint_row(self, begin: bytes, checkpoint: Checkpoint) -> tuple[bytes, ...]:
         parent = (NULL,) if checkpoint.parent_id is None else text(checkpoint.parent_id)
         values = channel_values(checkpoint, self._versions.of(checkpoint), self.formats)
         body = b'{"channel_values":' + values
         body += b"," + checkpoint.body[1:] if checkpoint.body != b"{}" else b"}"
-        return [
-            fields(6),
-            *_texts(*checkpoint[:3]),
-            *parent,
-            *jsonb(body),
-            *jsonb(checkpoint.metadata),
-        ]
+        own = text(checkpoint.checkpoint_id)
+        return (_SIX, begin, *own, *parent, *jsonb(body), *jsonb(checkpoint.metadata))
 
     def _connect(self) -> Connection[Any]:
         return connect(self._provider.dsn, self._provider.settings)
@@ -319,8 +334,3 @@ class PostgresRemoval:
 def _own(statement: str) -> bytes:
     """A statement of the ledger, as the driver wants it."""
     return statement.replace("?", "%s").encode()
-
-
-def _texts(*values: str) -> Iterator[bytes]:
-    for value in values:
-        yield from text(value)

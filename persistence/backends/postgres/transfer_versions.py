@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
@@ -216,19 +217,24 @@ def channel_values(record: Checkpoint, special: Chosen, formats: Formats) -> byt
         formats: Encrypt what is not readable in the row.
     """
     inline = []
-    for ref in record.values:
-        if ref.data is None:
-            if ref.delta:
-                inline.append((ref.channel, b"true"))  # what ``put`` of 3.2.0 leaves
+    for channel, version, type_, _, data, _, delta in record.values:
+        if data is None:
+            if delta:
+                inline.append(_quoted(channel) + b"true")  # what ``put`` of 3.2.0 leaves
             continue
-        scalar = None if formats.encrypts else inline_json(ref.type, ref.data)
-        if scalar is None or special.get((ref.channel, ref.version)) is not None:
-            scalar = _encode(marker(formats.sealed(ref.type, ref.data)))
-        inline.append((ref.channel, scalar))
+        scalar = None if formats.encrypts else inline_json(type_, data)
+        if scalar is None or (special and special.get((channel, version)) is not None):
+            scalar = _encode(marker(formats.sealed(type_, data)))
+        inline.append(_quoted(channel) + scalar)
     if special:
         held = {ref.channel for ref in record.values}
         for key in record.versions.items():
             blob = special.get(key)
             if key[0] not in held and blob is not None and not blob.delta:
-                inline.append((key[0], _NO_VALUE))
-    return b"{" + b",".join(_encode(channel) + b":" + text for channel, text in inline) + b"}"
+                inline.append(_quoted(key[0]) + _NO_VALUE)
+    return b"{" + b",".join(inline) + b"}"
+
+
+@lru_cache(4096)
+def _quoted(channel: str) -> bytes:
+    return _encode(channel) + b":"

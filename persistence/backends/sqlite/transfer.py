@@ -373,7 +373,18 @@ def write_of(row: tuple[Any, ...], formats: Formats, *, data: bool) -> Write | R
             type_, value = formats.value(f"write to channel {channel!r}", type_, value)
     except NotCanonicalError as error:
         return Reject(thread_id, ns, checkpoint_id, str(error), _raw(row))
-    return Write(*row[:7], type_, content_hash(value), value if data else None)
+    return Write(
+        thread_id,
+        ns,
+        checkpoint_id,
+        task_id,
+        idx,
+        task_path,
+        channel,
+        type_,
+        content_hash(value),
+        value if data else None,
+    )
 
 
 def _raw(row: tuple[Any, ...]) -> bytes:
