@@ -74,6 +74,9 @@ OWN_TABLES: Mapping[str, TableShape] = {
     "persistence_followed": TableShape(
         frozenset({"run_id", "thread_id", "stamp", "checkpoints", "writes"}), ("run_id", "thread_id")
     ),
+    "persistence_followed_keys": TableShape(
+        frozenset({"run_id", "thread_id", "part_no", "forgets", "keys"}), ("run_id", "thread_id", "part_no")
+    ),
 }
 
 _logger = logging.getLogger(__name__)

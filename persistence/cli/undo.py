@@ -111,5 +111,8 @@ def undo(
         "replaced": (undone.replaced_threads, "threads had been replaced; what they held before is not back"),
     }
     pairs += [(name, f"{count:,} {what}") for name, (count, what) in told.items() if count]
+    if undone.followed is not None:
+        how = f"`persistence unseal {undone.followed}` lets it be written again, if a cut-over has sealed it"
+        pairs.append(("source", how))
     emit(json.loads(undone.to_json()), [rows([*pairs, ("result", "undone")])])
     return OK

@@ -366,11 +366,7 @@ def choose_run(
         ConflictError: There are such threads, and nothing was said about them.
     """
     runs = [run for run in ledger.runs() if run.target_identity == sink.identity and run.state != "undone"]
-    if half := next((run for run in runs if run.state == "undoing"), None):
-        raise ConflictError(
-            f"run {half.run_id} into {sink.label} is half undone",
-            hint=f"finish that first: persistence undo {half.run_id}",
-        )
+    refuse_half_undone(runs, sink)
     same = next((run for run in runs if run.source_fingerprint == found.fingerprint), None)
     # Whoever asks to replace or merge means what the threads have become since.
     again = same is not None and same.state == "finished" and options.on_conflict != "error"
@@ -384,6 +380,19 @@ def choose_run(
             f" undo it with `persistence undo`, or {room}"
         )
     return None, decide(source, sink, existing_threads(sink, spool), options.on_conflict, room)
+
+
+def refuse_half_undone(runs: Iterable[Run], sink: Sink) -> None:
+    """Raise where a run is being undone.
+
+    Raises:
+        ConflictError: Somebody has begun that, and not finished.
+    """
+    if half := next((run for run in runs if run.state == "undoing"), None):
+        raise ConflictError(
+            f"run {half.run_id} into {sink.label} is half undone",
+            hint=f"finish that first: persistence undo {half.run_id}",
+        )
 
 
 def _run_for(

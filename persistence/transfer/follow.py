@@ -27,6 +27,7 @@ from persistence.transfer.engine import (
     existing_threads,
     make_room,
     new_run,
+    refuse_half_undone,
     refuse_strangers,
     scan,
     verify_copy,
@@ -137,8 +138,8 @@ def follow(
         if job.run.state == "finished":
             raise ConflictError(
                 f"{job.live.label} was cut over to {job.sink.label} already",
-                hint="to move it once more, delete these threads from the target, or use another database,"
-                " schema or file",
+                hint=f"to move it once more, `persistence undo {job.run.run_id}`, delete these threads from"
+                " the target, or use another database, schema or file",
             )
         seen = None
         last = Round(0)
@@ -322,10 +323,12 @@ def _copy_first(live: LiveSource, sink: Sink, provider: Provider, clock: Clock) 
 
 
 def _run_of(live: LiveSource, sink: Sink) -> Run | None:
-    """The run that follows this source; one whose threads were all deleted by hand does not count."""
+    """The run that follows this source; one that was undone, by hand too, does not count."""
     with suppress(SchemaError):  # no ledger: nothing was ever moved into this database
-        for run in sink.ledger().runs():
-            if run.target_identity == sink.identity and run.options.get("follow") == live.name:
+        runs = [run for run in sink.ledger().runs() if run.target_identity == sink.identity]
+        refuse_half_undone(runs, sink)
+        for run in runs:
+            if run.state != "undone" and run.options.get("follow") == live.name:
                 return run if _has_threads(sink, run) else None
     return None
 

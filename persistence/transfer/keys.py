@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -81,6 +81,19 @@ def pack(records: Iterable[tuple[Value | Checkpoint | Write, bytes]]) -> bytes:
                 key = ("v", *record[1:4], 0)
         rows.append((key, mark_of(text)))
     return zstandard.compress(msgspec.msgpack.encode(packed))
+
+
+_part_decoder = msgspec.msgpack.Decoder(list[tuple[Key, bytes]])
+
+
+def pack_part(keys: Sequence[tuple[Key, bytes]]) -> bytes:
+    """Keys and marks of one thread, compressed."""
+    return zstandard.compress(msgspec.msgpack.encode(keys))
+
+
+def unpack_part(data: bytes) -> dict[Key, bytes]:
+    """What :func:`pack_part` has packed."""
+    return dict(_part_decoder.decode(zstandard.decompress(data)))
 
 
 _ItemKeys = list[tuple[str, str, bytes]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import msgspec
@@ -17,6 +17,7 @@ State = Literal["running", "copied", "finished", "undoing", "undone"]
 Action = Literal["skip", "replace", "merge"]
 Statement = tuple[str, Sequence[object]]
 
+_THREADS_AT_ONCE = 100
 _RUN = "run_id, source_fingerprint, target_identity, state, options, totals"
 _PUT_BATCH = """
 INSERT INTO persistence_transfer_batches
@@ -32,6 +33,12 @@ _PUT_ACTION = "INSERT INTO persistence_transfer_threads (run_id, thread_id, acti
 _PUT_REJECT = """
 INSERT INTO persistence_transfer_rejects (run_id, reject_no, thread, place, reason, raw)
 VALUES (?, ?, ?, ?, ?, ?)
+"""
+_FOLLOWED = f"""
+SELECT f.thread_id, f.stamp, f.checkpoints, f.writes, k.forgets, k.keys FROM (
+    SELECT * FROM persistence_followed WHERE run_id = ? {{after}} ORDER BY thread_id LIMIT {_THREADS_AT_ONCE}
+) f LEFT JOIN persistence_followed_keys k ON k.run_id = f.run_id AND k.thread_id = f.thread_id
+ORDER BY f.thread_id, k.part_no
 """
 _ADVANCE = """
 UPDATE persistence_transfers SET state = ?, totals = ?, finished_at = {now} WHERE run_id = ?
@@ -77,6 +84,19 @@ class SetAside(NamedTuple):
     reason: str
     raw: bytes
     """What it held: a row as the source stores it, or a record; msgpack."""
+
+
+class Followed(NamedTuple):
+    """A thread that a run keeps equal to its source."""
+
+    thread_id: str
+    stamp: str
+    """Empty where it is not known how much of it has arrived."""
+    checkpoints: int
+    writes: int
+    parts: list[tuple[str, bytes]]
+    """What each time of catching up inserted (:func:`persistence.transfer.keys.pack_part`), and before it the
+    kinds of keys of which nothing counts that was noted before."""
 
 
 class Tables(Protocol):
@@ -154,6 +174,18 @@ class Ledger:
     def item_keys(self, run_id: str) -> Iterator[bytes]:
         """As :meth:`keys` of the batches of items: :func:`persistence.transfer.keys.unpack_items`."""
         yield from self._keys(run_id, sorted(n for n in self.committed(run_id) if n < 0))
+
+    def followed(self, run_id: str) -> Iterator[Followed]:
+        """The threads that a run keeps equal to its source, in order."""
+        last: str | None = None
+        while rows := self._tables.query(
+            _FOLLOWED.format(after="" if last is None else "AND thread_id > ?"),
+            [run_id] if last is None else [run_id, last],
+        ):
+            for (thread, stamp, *counts), parts in groupby(rows, key=lambda row: row[:4]):
+                noted = [(forgets, bytes(keys)) for *_, forgets, keys in parts if keys is not None]
+                yield Followed(thread, stamp, counts[0], counts[1], noted)
+            last = rows[-1][0]
 
     def _keys(self, run_id: str, numbers: Iterable[int]) -> Iterator[bytes]:
         for number in numbers:

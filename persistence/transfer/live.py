@@ -52,6 +52,18 @@ class Change(NamedTuple):
     rewrite: bool = False
     """With ``add``: the thread's pending writes are replaced by those that the records hold."""
 
+    @property
+    def inserts(self) -> bool:
+        """Whether rows are written: the ledger notes their keys."""
+        return self.kind in ("add", "replace")
+
+    @property
+    def forgets(self) -> str:
+        """The kinds of keys of which nothing counts that was noted before."""
+        if self.kind == "add":
+            return "w" if self.rewrite else ""
+        return "" if self.kind == "keep" else "cvw"
+
     def require(self, stamp: str | None, checkpoints: int, writes: int, label: str) -> None:
         """Raise where the target is not as the run left the thread; it is told what is there now.
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Literal
 
 from persistence.errors import ConflictError, TransferError
 from persistence.transfer.digest import describe
-from persistence.transfer.keys import Key, key_of, marked, unpack, unpack_items, values_of
+from persistence.transfer.inserted import inserted_by, require_noted
+from persistence.transfer.keys import Key, key_of, marked, unpack_items, values_of
 from persistence.transfer.ledger import Run
 from persistence.transfer.records import Checkpoint, Reject, Sink, Source, Write
 
@@ -42,6 +43,7 @@ class Undone:
         changed: Rows of the run that were left, because their content is not what the run inserted.
         replaced_threads: Threads that the run had replaced; what they held before does not come back.
         items: Items of the store that were removed; one that the run had replaced does not come back.
+        followed: The source that the run followed, if it did: a cut-over may have sealed it.
     """
 
     run_id: str
@@ -55,6 +57,7 @@ class Undone:
     changed: int = 0
     replaced_threads: int = 0
     items: int = 0
+    followed: str | None = None
 
     def to_json(self) -> str:
         """The outcome as one JSON object."""
@@ -99,24 +102,15 @@ def undo(sink: Sink, run: Run, later: Later) -> Undone:
     ledger = sink.ledger()
     if run.state == "undone":
         raise TransferError(f"run {run.run_id} has been undone already")
-    if run.options.get("follow"):
-        raise TransferError(
-            f"run {run.run_id} followed its source, and which rows its rounds wrote is not noted",
-            hint="delete its threads from the target, or restore the target",
-        )
-    noted = chain(ledger.keys(run.run_id), ledger.item_keys(run.run_id))
-    if sum(1 for _ in noted) != len(ledger.committed(run.run_id)):
-        raise TransferError(
-            f"run {run.run_id} was made by a version that did not note which rows it inserted",
-            hint="delete its threads, or restore the database",
-        )
+    require_noted(ledger, run)
     undone = Undone(run.run_id, sink.label)
+    undone.followed = run.options["source"] if run.options.get("follow") else None
     undone.replaced_threads = sum(action == "replace" for action in ledger.actions(run.run_id).values())
     if later == "refuse":
         with sink.source() as target:
-            _refuse_later(sink, run, _with_later(target, unpack(ledger.keys(run.run_id))))
+            _refuse_later(sink, run, _with_later(target, inserted_by(ledger, run)))
     ledger.advance(run.run_id, "undoing", run.totals or {})
-    threads = unpack(ledger.keys(run.run_id))
+    threads = inserted_by(ledger, run)
     while chunk := list(islice(threads, _THREADS_AT_ONCE)):
         with sink.removing() as removal:
             for thread, inserted in chunk:

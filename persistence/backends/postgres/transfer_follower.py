@@ -11,6 +11,7 @@ from persistence.backends.postgres.transfer_source import Blob, checkpoint_of
 from persistence.errors import TransferError
 from persistence.transfer.canonical import is_delta
 from persistence.transfer.formats import Formats
+from persistence.transfer.keys import Key, marked, pack_part
 from persistence.transfer.live import Change, Place, Stamp, claimed
 from persistence.transfer.records import Checkpoint, Reject, Value, Write
 
@@ -50,6 +51,14 @@ SELECT b.thread_id, b.checkpoint_ns, b.channel, b.version, b.type, sha256(coales
     CASE WHEN b.type = ANY(%s) THEN NULL ELSE b.blob END {_OF_VERSIONS} WHERE b.type <> 'empty'
 """
 _STORED = f"SELECT b.thread_id, b.checkpoint_ns, b.channel, b.version {_OF_VERSIONS}"
+_FORGET_KEYS = "DELETE FROM persistence_followed_keys WHERE run_id = %s AND thread_id = ANY(%s)"
+_NOTE_KEYS = """
+INSERT INTO persistence_followed_keys (run_id, thread_id, part_no, forgets, keys)
+SELECT %s, t.id,
+    (SELECT count(*) FROM persistence_followed_keys k WHERE k.run_id = %s AND k.thread_id = t.id),
+    t.forgets, t.keys
+FROM unnest(%s::text[], %s::text[], %s::bytea[]) AS t (id, forgets, keys)
+"""
 _MISCOUNTED = f"""
 SELECT f.thread_id FROM persistence_followed f
 LEFT JOIN (SELECT thread_id, count(*) AS n FROM checkpoints GROUP BY thread_id) c ON c.thread_id = f.thread_id
@@ -88,8 +97,21 @@ class PostgresFollower:
             self._note(cursor, threads, [change.after for change in changes if change.after])
             adding = {change.thread_id for change in changes if change.kind == "add"}
             records = self._sink.placed(record for change in changes for record in change.records())
+            inserted: dict[str, list[tuple[Key, bytes]]] = {thread: [] for thread in threads}
             for chunk in _chunks(records):
-                self._sink.insert(cursor, self._lacking(cursor, chunk, adding))
+                lacking = self._lacking(cursor, chunk, adding)
+                self._sink.insert(cursor, lacking)
+                for record in lacking:
+                    inserted[record.thread_id].append(marked(record))
+            if gone:
+                cursor.execute(_FORGET_KEYS, [self._run_id, gone])
+            noted = [
+                (change.thread_id, change.forgets, pack_part(inserted[change.thread_id]))
+                for change in changes
+                if change.inserts
+            ]
+            if noted:
+                cursor.execute(_NOTE_KEYS, [self._run_id, self._run_id, *_columns(noted)])
 
     def held(self, checkpoints: Collection[Place], writes: Collection[Place]) -> Iterator[Checkpoint | Write]:
         """See :class:`persistence.transfer.live.Follower`."""

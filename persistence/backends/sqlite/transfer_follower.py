@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from persistence.backends.sqlite.transfer import LISTED, LISTED_WRITES, ThreadReader, write_of
 from persistence.errors import TransferError
+from persistence.transfer.keys import marked, pack_part
 from persistence.transfer.live import Change, Place, Stamp, claimed
-from persistence.transfer.records import Checkpoint, Reject, Write
+from persistence.transfer.records import Checkpoint, Reject, Value, Write
 
 if TYPE_CHECKING:
     from persistence.backends.sqlite.transfer_sink import SqliteSink
@@ -19,6 +20,10 @@ _AT = "thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ?"
 _ROWS = """
 SELECT (SELECT count(*) FROM checkpoints WHERE thread_id = ?1),
     (SELECT count(*) FROM writes WHERE thread_id = ?1)
+"""
+_NOTE_KEYS = """
+INSERT INTO persistence_followed_keys (run_id, thread_id, part_no, forgets, keys)
+SELECT ?1, ?2, (SELECT count(*) FROM persistence_followed_keys WHERE run_id = ?1 AND thread_id = ?2), ?3, ?4
 """
 _MISCOUNTED = f"""
 SELECT thread_id FROM persistence_followed f WHERE run_id = ? AND (
@@ -64,10 +69,17 @@ class SqliteFollower:
         conn.execute(f"DELETE {where}", key)
         if change.after is not None:
             self._note(conn, change.after)
+        inserted = []
         for record in self._sink.placed(change.records()):
             if isinstance(record, Reject):
                 raise TransferError("the source changed while it was read")
             self._sink.insert(conn, record)
+            if not isinstance(record, Value):  # which has no row here
+                inserted.append(marked(record))
+        if change.kind in ("replace", "drop"):
+            conn.execute("DELETE FROM persistence_followed_keys WHERE run_id = ? AND thread_id = ?", key)
+        if change.inserts:
+            conn.execute(_NOTE_KEYS, (*key, change.forgets, pack_part(inserted)))
 
     def held(self, checkpoints: Collection[Place], writes: Collection[Place]) -> Iterator[Checkpoint | Write]:
         """See :class:`persistence.transfer.live.Follower`."""

@@ -6,7 +6,9 @@ with tiny batches and parts, and killed there; ``prepare``, if there is somethin
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -108,6 +110,21 @@ def _through_an_archive(place: Place) -> None:
     transfer.migrate(place.source, place.postgres, archive=place.folder / "archive")
 
 
+def _follow(place: Place) -> None:
+    """A run with a first copy, a round, and a cut-over, of a copy of the source."""
+    source = Path(shutil.copy(place.source, place.folder / "followed.db"))
+    stop = threading.Event()
+
+    def change(_: transfer.Round) -> None:
+        stop.set()
+        with closing(sqlite3.connect(source)) as conn, conn:
+            conn.execute("DELETE FROM writes WHERE rowid % 2 = 0")
+            conn.execute("UPDATE checkpoints SET metadata = replace(metadata, 'loop', 'pool')")
+
+    transfer.follow(source, place.postgres, stop=stop, told=change)
+    transfer.cut_over(source, place.postgres)
+
+
 def _undo(dsn: str) -> None:
     if transfer.runs(dsn)[0].state != "undone":
         transfer.undo("last", dsn)
@@ -132,6 +149,7 @@ SCENARIOS = {
             postgres_rows,
             prepare=lambda p: transfer.migrate(p.source, p.postgres),
         ),
+        Scenario("undo-followed", lambda p: _undo(p.postgres), postgres_rows, prepare=_follow),
         Scenario(
             "undo-sqlite",
             lambda p: _undo(p.sqlite),
