@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import msgspec
 
+from persistence.errors import SchemaError
+
 State = Literal["running", "copied", "finished", "undoing", "undone"]
 Action = Literal["skip", "replace", "merge"]
 Statement = tuple[str, Sequence[object]]
@@ -155,9 +157,12 @@ class Ledger:
 
     def actions(self, run_id: str) -> dict[str, Action]:
         """What a run does about threads that were there when it began."""
-        rows = self._tables.query(
-            "SELECT thread_id, action FROM persistence_transfer_threads WHERE run_id = ?", (run_id,)
-        )
+        try:
+            rows = self._tables.query(
+                "SELECT thread_id, action FROM persistence_transfer_threads WHERE run_id = ?", (run_id,)
+            )
+        except SchemaError:  # a dry run into a ledger of revision 0002, whose runs did nothing about any
+            return {}
         return {thread: cast(Action, action) for thread, action in rows}
 
     def committed(self, run_id: str) -> dict[int, str]:

@@ -21,6 +21,7 @@ from persistence.errors import SchemaError
 from persistence.registry import provider_for
 from persistence.transfer.survey import Finding
 from tests.transfer import make
+from tests.transfer.targets import Target
 from tests.transfer.test_refusals import CASES
 
 
@@ -306,6 +307,24 @@ def test_a_move_that_is_finished_or_was_interrupted(database: Path, postgres_dsn
             conn.execute(f"DELETE FROM {table} WHERE thread_id = 'log'".encode())
     plan = transfer.plan(database, postgres_dsn)
     assert (found(plan)["existing-threads"].severity, plan.exit_code) == ("conflict", 6)
+
+
+def test_a_ledger_of_an_older_version(database: Path, target: Target) -> None:
+    """Its tables are upgraded by the move; until then the plan does without what they lack."""
+    provider = provider_for(target.dsn)
+    transfer.migrate(database, target.dsn)
+    schema.downgrade(provider, "0002")
+    plan = transfer.plan(database, target.dsn)
+    assert schema.current(provider) == "0002"
+    assert [finding.kind for finding in plan.findings if finding.kind != "target-setup"] == ["finished-run"]
+    assert transfer.migrate(database, target.dsn).already_done
+
+    target.execute("UPDATE persistence_transfers SET state = 'running'")
+    schema.downgrade(provider, "0002")
+    assert found(transfer.plan(database, target.dsn)).keys() == {"interrupted-run"}
+    with make.database(database) as saver:
+        make.put(saver, "log", {"c": ["more"]})
+    assert found(transfer.plan(database, target.dsn))["existing-threads"].severity == "conflict"
 
 
 def test_tables_that_differ(database: Path, postgres_dsn: str) -> None:
