@@ -166,12 +166,13 @@ class Comparison:
         def compare_some(threads: list[str], meter: Meter) -> None:
             for thread in threads:
                 self._verdict.threads += 1
-                tuples.checkpoints = tuples.writes = 0
+                tuples.checkpoints = tuples.writes = tuples.beside = 0
                 found = tuples.differences(thread)
                 if (first := next(found, None)) is not None:
                     self._verdict.note(chain([first], found))
                 self._verdict.checkpoints += tuples.checkpoints
                 self._verdict.writes += tuples.writes
+                self._verdict.beside += tuples.beside
                 meter.totals.checkpoints = self._verdict.checkpoints
                 meter.tell()
 

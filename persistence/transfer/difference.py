@@ -72,6 +72,9 @@ class Verdict:
         differing_items: How many of them differ, or are on one side only.
         item_differences: What differs, for the first of these items.
         items_left_out: How many items the two stores have that were not to be compared.
+        beside: How many values of a semantic comparison are equal although LangGraph's Postgres saver shows
+            another one: its layout has no place for them, so they stand in the checkpoints' rows, where this
+            package's savers read them. A state that was changed in place leaves such values.
     """
 
     left: str
@@ -90,6 +93,7 @@ class Verdict:
     differing_items: int = 0
     item_differences: list[ItemDifference] = field(default_factory=list)
     items_left_out: int = 0
+    beside: int = 0
 
     @property
     def equal(self) -> bool:
@@ -115,7 +119,10 @@ class Verdict:
             differing += f" and {self.differing_items} items of the store"
         equal = "equal" if self.equal else f"the two sides differ in {differing}"
         compared = sample_words(self.threads, self.total_threads, self.sample, self.seed)
-        return f"{equal}{compared}" if self.sampled else equal
+        known = ""
+        if self.beside:
+            known = f"; LangGraph's saver shows {self.beside:,} values of states changed in place otherwise"
+        return f"{equal}{compared if self.sampled else ''}{known}"
 
     def require(self) -> None:
         """Raise where the sides differ.

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
@@ -23,6 +23,7 @@ from persistence.transfer.difference import Difference
 if TYPE_CHECKING:
     from langgraph.checkpoint.base import CheckpointTuple
 
+T = TypeVar("T")
 _MIGRATED_BELOW = 4
 """The format version up to which the Postgres saver moves pending sends into a channel as it reads."""
 
@@ -41,6 +42,12 @@ class Official(Protocol):
     def tuple(self, thread: str, ns: str, checkpoint_id: str) -> CheckpointTuple | None:
         """What the saver lists for a checkpoint."""
 
+    def beside(self, thread: str, ns: str, checkpoint_id: str) -> Mapping[str, Sequence[Any]]:
+        """The channels whose content this package keeps beside the saver's layout, which has no place for it.
+
+        Each with its value, or with none where the checkpoint has none.
+        """
+
 
 @dataclass(slots=True)
 class _Side:
@@ -55,7 +62,7 @@ class Tuples:
 
     def __init__(self, left: str, right: str, one: Official, other: Official) -> None:
         self._sides = (_Side(left, one, {}), _Side(right, other, {}))
-        self.checkpoints = self.writes = 0
+        self.checkpoints = self.writes = self.beside = 0
 
     def differences(self, thread: str) -> Iterator[Difference]:
         """Every place where the savers of both sides return something else; it ends early if not read on."""
@@ -71,7 +78,8 @@ class Tuples:
                 missing = one.label if not in_one else other.label
                 yield Difference(thread, f"the checkpoint is missing in {missing}", *key)
                 continue
-            mine, theirs = self._read(one, thread, key), self._read(other, thread, key)
+            mine = _read(one, one.official.tuple, thread, key)
+            theirs = _read(other, other.official.tuple, thread, key)
             if isinstance(mine, str) or isinstance(theirs, str):
                 for said in (mine, theirs):
                     if isinstance(said, str):
@@ -79,24 +87,36 @@ class Tuples:
                 continue
             self.writes += len(mine.pending_writes or ())
             mine, theirs = self._without_habits(mine, theirs)
-            for channel, detail in _tuple_differences(mine, theirs, one.label, other.label):
+            for channel, detail in _tuple_differences(mine, theirs):
                 yield Difference(thread, detail, *key, channel)
+            values = _value_differences(_values(mine), _values(theirs), one.label, other.label)
+            if known := dict(values):
+                yield from self._not_beside(thread, key, known, _values(mine), _values(theirs))
 
-    def _read(self, side: _Side, thread: str, key: tuple[str, str]) -> CheckpointTuple | str:
-        """What the saver returns, or why it cannot."""
-        try:
-            found = side.official.tuple(thread, *key)
-        except EncryptionError as error:
-            where = Difference(thread, error.message, *key)
-            raise EncryptionError(f"{side.label}, {where}", hint=error.hint) from None
-        except PersistenceError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a class of the application raises
-            said = (str(error).splitlines() or [""])[0]
-            return f"LangGraph's saver cannot read it from {side.label}: {type(error).__name__}: {said}"
-        if found is None:
-            return f"LangGraph's saver does not find it in {side.label}"
-        return found
+    def _not_beside(
+        self,
+        thread: str,
+        key: tuple[str, str],
+        known: Mapping[str, str],
+        mine: Mapping[str, Any],
+        theirs: Mapping[str, Any],
+    ) -> Iterator[Difference]:
+        """The differences of values that are none only in what a saver shows; those others are counted."""
+        one, other = self._sides
+        kept = []
+        for side, values in ((one, mine), (other, theirs)):
+            beside = _read(side, side.official.beside, thread, key)
+            if isinstance(beside, str):
+                yield Difference(thread, beside, *key)
+                return
+            rest = {channel: value for channel, value in values.items() if channel not in beside}
+            kept.append(rest | {channel: held[0] for channel, held in beside.items() if held})
+        left = dict(_value_differences(kept[0], kept[1], one.label, other.label))
+        for channel in known:
+            if channel in left:
+                yield Difference(thread, left[channel], *key, channel)
+            else:
+                self.beside += 1
 
     def _without_habits(
         self, mine: CheckpointTuple, theirs: CheckpointTuple
@@ -116,6 +136,23 @@ class Tuples:
                 _remember(one, mine)
                 theirs = _not_carried(theirs, mine, one)
         return mine, theirs
+
+
+def _read(side: _Side, ask: Callable[..., T | None], thread: str, key: tuple[str, str]) -> T | str:
+    """What the saver returns, or why it cannot."""
+    try:
+        found = ask(thread, *key)
+    except EncryptionError as error:
+        where = Difference(thread, error.message, *key)
+        raise EncryptionError(f"{side.label}, {where}", hint=error.hint) from None
+    except PersistenceError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a class of the application raises
+        said = (str(error).splitlines() or [""])[0]
+        return f"LangGraph's saver cannot read it from {side.label}: {type(error).__name__}: {said}"
+    if found is None:
+        return f"LangGraph's saver does not find it in {side.label}"
+    return found
 
 
 def _merge(
@@ -170,10 +207,8 @@ def _with_sends(item: CheckpointTuple, official: Official) -> CheckpointTuple:
     return item._replace(checkpoint={**checkpoint, "channel_versions": versions, "channel_values": values})
 
 
-def _tuple_differences(
-    mine: CheckpointTuple, theirs: CheckpointTuple, left: str, right: str
-) -> Iterator[tuple[str | None, str]]:
-    """Channel and description of each place where two tuples differ."""
+def _tuple_differences(mine: CheckpointTuple, theirs: CheckpointTuple) -> Iterator[tuple[str | None, str]]:
+    """Channel and description of each place where two tuples differ, but for the values."""
     if not same(mine.config, theirs.config):
         yield None, f"the config is {mine.config!r} and {theirs.config!r}"
     if not same(mine.parent_config, theirs.parent_config):
@@ -185,18 +220,27 @@ def _tuple_differences(
         keys = sorted({*one, *other})
         if differing := [key for key in keys if not same(one.get(key, ...), other.get(key, ...), json=True)]:
             yield None, f"the {name} differs in {', '.join(differing)}"
-    ours, others = mine.checkpoint["channel_values"], theirs.checkpoint["channel_values"]
-    for channel in sorted({*ours, *others}):
-        if channel not in ours or channel not in others:
-            yield channel, f"the value is missing in {left if channel not in ours else right}"
-        elif not same(ours[channel], others[channel]):
-            yield channel, "the value differs"
     writes, their_writes = mine.pending_writes or [], theirs.pending_writes or []
     if len(writes) != len(their_writes):
         yield None, f"there are {len(writes)} and {len(their_writes)} pending writes"
     for number, (write, their_write) in enumerate(zip(writes, their_writes, strict=False)):
         if not same(tuple(write), tuple(their_write)):
             yield write[1], f"pending write {number}, of task {write[0]!r}, differs"
+
+
+def _value_differences(
+    mine: Mapping[str, Any], theirs: Mapping[str, Any], left: str, right: str
+) -> Iterator[tuple[str, str]]:
+    """Each channel in which two checkpoints hold different values, and how."""
+    for channel in sorted({*mine, *theirs}):
+        if channel not in mine or channel not in theirs:
+            yield channel, f"the value is missing in {left if channel not in mine else right}"
+        elif not same(mine[channel], theirs[channel]):
+            yield channel, "the value differs"
+
+
+def _values(item: CheckpointTuple) -> Mapping[str, Any]:
+    return item.checkpoint["channel_values"]
 
 
 def _fields(item: CheckpointTuple) -> dict[str, Any]:

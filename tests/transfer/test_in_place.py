@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import signal
 from collections.abc import Iterable
@@ -104,6 +105,30 @@ def test_our_saver_reads_every_value(moved: transfer.Report, combined: Path, pos
             assert type(held(mine)) is type(held(theirs)), thread
             compared += 1
     assert compared > 1300
+
+
+def test_a_semantic_comparison_knows_them(moved: transfer.Report, combined: Path, postgres_dsn: str) -> None:
+    """What LangGraph's saver shows of them is no difference, where ours reads the other side's values."""
+    semantic = transfer.Check(depth="semantic")
+    some = transfer.Selection(match=["other *", "absent *", "mutated"])
+    verdict = transfer.verify(combined, postgres_dsn, check=semantic, select=some)
+    # What is left: a snapshot that the Postgres savers show before the checkpoint that took it, too.
+    taken_late = re.compile("absent .*delta")
+    assert all(taken_late.search(found.thread_id) for found in verdict.differences)
+    assert verdict.beside > 100
+    shown = f"LangGraph's saver shows {verdict.beside:,} values of states changed in place otherwise"
+    assert verdict.summary().endswith(shown)
+    only = transfer.Selection(threads=["other list scalar"])
+    back = transfer.verify(postgres_dsn, combined, check=semantic, select=only)
+    assert (back.equal, back.beside) == (True, 2)
+    with psycopg.connect(postgres_dsn) as conn:
+        conn.execute(
+            "UPDATE checkpoints SET checkpoint = replace(checkpoint::text, 'kaFi', 'kaFj')::jsonb"
+            " WHERE thread_id = 'other list scalar'"
+        )
+    changed = transfer.verify(combined, postgres_dsn, check=semantic, select=only)
+    assert [(found.channel, found.detail) for found in changed.differences] == [("c", "the value differs")]
+    assert changed.beside == 1
 
 
 def test_the_official_saver_goes_on_from_the_newest(

@@ -10,6 +10,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.postgres import PostgresSaver
 from psycopg.rows import tuple_row
 
+from persistence.backends.postgres.values import is_marker, unmark
 from persistence.serializer import make_serializer
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ SELECT checkpoint_ns, checkpoint_id FROM checkpoints
 WHERE thread_id = %s AND
     (%s::text IS NULL OR (checkpoint_ns COLLATE "C", checkpoint_id COLLATE "C") > (%s::text, %s::text))
 ORDER BY checkpoint_ns COLLATE "C", checkpoint_id COLLATE "C" LIMIT %s
+"""
+_INLINE = """
+SELECT v.key, v.value FROM checkpoints, jsonb_each(checkpoint -> 'channel_values') v
+WHERE thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s
 """
 _PAGE = 1_000
 
@@ -63,3 +68,13 @@ class PostgresOfficial:
         with self._errors():
             found = list(self._saver.list(RunnableConfig(configurable=place)))
         return found[0] if found else None
+
+    def beside(self, thread: str, ns: str, checkpoint_id: str) -> dict[str, list[Any]]:
+        """See :class:`persistence.transfer.semantic.Official`: the row's markers, as our savers read them."""
+        with self._errors():
+            cursor = self._conn.cursor(row_factory=tuple_row)
+            rows = cursor.execute(_INLINE, [thread, ns, checkpoint_id]).fetchall()
+        marked = [(channel, unmark(held)) for channel, held in rows if is_marker(held)]
+        return {
+            channel: [] if held is None else [self._saver.serde.loads_typed(held)] for channel, held in marked
+        }

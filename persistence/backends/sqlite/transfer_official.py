@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -50,3 +50,7 @@ class SqliteOfficial:
         except sqlite3.Error as error:
             raise SourceError(f"cannot read {self._label}: {error}") from None
         return found[0] if found else None
+
+    def beside(self, thread: str, ns: str, checkpoint_id: str) -> dict[str, list[Any]]:
+        """See :class:`persistence.transfer.semantic.Official`; a row has a place for everything."""
+        return {}
