@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Commands
 from tests.support import fresh_database
 
 
@@ -57,3 +58,11 @@ def postgres_dsn(postgres_server: str) -> Iterator[str]:
     """DSN of an empty database of its own, dropped afterwards."""
     with fresh_database(postgres_server) as dsn:
         yield dsn
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """Runs console commands, each in a process of its own."""
+    commands = Commands()
+    yield commands
+    commands.close()

@@ -1,4 +1,4 @@
-"""What the console tests share: the real command in its own process, and databases."""
+"""What the console tests share: the command in its own process, and databases."""
 
 from __future__ import annotations
 
@@ -10,34 +10,45 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from tests.forked import Commands
 from tests.support import COMMAND, Result, clean_environment, make_chat
 
 Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path, commands: Commands) -> Run:
     """Run the console command in an empty folder and with none of our variables set."""
+
+    def run(*arguments: str, env: Mapping[str, str] | None = None) -> Result:
+        return commands.run(*arguments, cwd=tmp_path, env=clean_environment() | dict(env or {}))
+
+    return run
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> Run:
+    """As ``run``, but a new interpreter runs the command's script."""
     return _runner(tmp_path, [])
 
 
 @pytest.fixture
 def run_unprivileged(tmp_path: Path) -> Run:
-    """As ``run``, but file modes count, also where root runs the tests."""
+    """As ``run_script``, but file modes count, also where root runs the tests."""
     if os.geteuid() != 0:
         return _runner(tmp_path, [])
     return _runner(tmp_path, ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"])
 
 
 def _runner(folder: Path, prefix: list[str]) -> Run:
-    def run(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120) -> Result:
+    def run(*arguments: str, env: Mapping[str, str] | None = None) -> Result:
         return subprocess.run(
             [*prefix, COMMAND, *arguments],
             cwd=folder,
             env=clean_environment() | dict(env or {}),
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=120,
             stdin=subprocess.DEVNULL,
         )
 

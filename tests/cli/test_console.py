@@ -24,8 +24,8 @@ COMMANDS = [
 ]
 
 
-def test_version(run: Run) -> None:
-    result = run("--version")
+def test_version(run_script: Run) -> None:
+    result = run_script("--version")
     assert (result.returncode, result.stdout) == (0, f"{__version__}\n")
 
 
@@ -36,8 +36,8 @@ def test_help(run: Run, command: list[str]) -> None:
     assert "--json" in result.stdout
 
 
-def test_no_arguments_show_the_help(run: Run) -> None:
-    result = run()
+def test_no_arguments_show_the_help(run_script: Run) -> None:
+    result = run_script()
     assert result.returncode == 2
     assert "migrate" in result.stdout + result.stderr
     assert "error" not in result.stderr
@@ -57,7 +57,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert result.returncode == (2 if "--nope" in arguments else 0)
 
 
-def test_unexpected_failure_is_short(run: Run, tmp_path: Path) -> None:
+def test_unexpected_failure_is_short(run_script: Run, tmp_path: Path) -> None:
     """A defect of ours: no traceback unless it is asked for, and then with the password masked."""
     (tmp_path / "sitecustomize.py").write_text(
         "import persistence.schema as schema\n"
@@ -66,14 +66,14 @@ def test_unexpected_failure_is_short(run: Run, tmp_path: Path) -> None:
         "schema.check = broken\n"
     )
     env = {"PYTHONPATH": str(tmp_path), "PERSISTENCE_DSN": "postgresql://u:hunter2-geheim@host/db"}
-    plain = run("schema", "check", env=env)
+    plain = run_script("schema", "check", env=env)
     assert plain.returncode == 1
     assert len(plain.stderr.splitlines()) == 1
-    debug = run("schema", "check", "--debug", env=env)
+    debug = run_script("schema", "check", "--debug", env=env)
     assert debug.returncode == 1
     assert "Traceback" in debug.stderr
     assert "a defect at postgresql://u:" in debug.stderr
-    document = run("schema", "check", "--json", env=env)
+    document = run_script("schema", "check", "--json", env=env)
     assert json.loads(document.stdout)["error"]["code"] == "internal"
     for result in (plain, debug, document):
         assert "hunter2-geheim" not in result.stdout + result.stderr

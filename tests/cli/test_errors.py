@@ -109,13 +109,13 @@ def test_right_password_is_the_control(run: Run, password_server: str) -> None:
 
 
 @pytest.mark.parametrize("blocked", ["psycopg", "psycopg_pool"])
-def test_missing_driver(run: Run, tmp_path: Path, blocked: str) -> None:
+def test_missing_driver(run_script: Run, tmp_path: Path, blocked: str) -> None:
     """The real command, in a process in which the driver cannot be imported; a true install without it
     is in tests/packaging."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(f"import sys\nsys.modules[{blocked!r}] = None\n")
-    result = run("setup", "--dsn", f"postgresql://u:{SECRET}@host/db", env={"PYTHONPATH": str(site)})
+    result = run_script("setup", "--dsn", f"postgresql://u:{SECRET}@host/db", env={"PYTHONPATH": str(site)})
     assert_one_line(result, 2, 'pip install "langgraph-persistence[postgres]"')
 
 
@@ -256,5 +256,5 @@ def test_errors_as_json(run: Run, arguments: list[str], code: str, exit_code: in
     ("variable", "value"),
     [("PERSISTENCE_POOL_MAX", "many"), ("PERSISTENCE_DSN", ""), ("PERSISTENCE_DSN_FILE", "/no")],
 )
-def test_wrong_setting(run: Run, variable: str, value: str) -> None:
-    assert_one_line(run("status", env={variable: value}), 2, variable)
+def test_wrong_setting(run_script: Run, variable: str, value: str) -> None:
+    assert_one_line(run_script("status", env={variable: value}), 2, variable)

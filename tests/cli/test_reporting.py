@@ -139,7 +139,9 @@ def test_a_report_that_cannot_be_written(run: Run, chat: Path, tmp_path: Path) -
     assert run("migrate", CHAT, "sqlite:///t.db", "--report", "r.pdf").returncode == 2
 
 
-def test_a_report_that_cannot_be_written_any_more(run: Run, chat: Path, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_any_more(
+    run: Run, run_script: Run, chat: Path, tmp_path: Path
+) -> None:
     """The place of the report goes away while the run goes on: the data is safe, and the command says so."""
     (tmp_path / "sitecustomize.py").write_text(
         "import persistence.transfer.api as api, shutil\n"
@@ -150,7 +152,7 @@ def test_a_report_that_cannot_be_written_any_more(run: Run, chat: Path, tmp_path
         "api.finish = late\n"
     )
     (tmp_path / "reports").mkdir()
-    result = run(
+    result = run_script(
         *("migrate", CHAT, "sqlite:///t.db", "--report", "reports/r.json", "--json"),
         env={"PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])},
     )
