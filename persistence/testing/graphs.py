@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import operator
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pprint import pformat
 from typing import Annotated, Any, TypedDict
 
@@ -191,6 +193,14 @@ def _plain(value: Any) -> str:
     return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}", "ID", pformat(value, width=10_000))
 
 
+@cache
+def _officially(name: str, durability: str, is_async: bool) -> list[str]:
+    """What a program sees with LangGraph's own saver in memory."""
+    build, program = ALL_PROGRAMS[name]
+    run = asyncio.run if is_async else None
+    return [_plain(seen) for seen in program(Driver(build(InMemorySaver()), run, durability))]
+
+
 @clause("V1", "R2", "R8", "R10", "W2")
 @pytest.mark.parametrize("storage", ["as it is", "slow"])
 @pytest.mark.parametrize("durability", DURABILITIES)
@@ -200,9 +210,9 @@ def test_same_program_same_history(saver: Subject, name: str, durability: str, s
     run = saver.loop.run if saver.is_async else None
     tried = more.SlowSaver(saver.saver) if storage == "slow" else saver.saver
     got = program(Driver(build(tried), run, durability))
-    expected = program(Driver(build(InMemorySaver()), run, durability))
+    expected = _officially(name, durability, saver.is_async)
     for number, (ours, official) in enumerate(zip(got, expected, strict=True)):
-        assert _plain(ours) == _plain(official), number
+        assert _plain(ours) == official, number
 
 
 @clause("F1")

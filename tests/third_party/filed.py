@@ -58,7 +58,8 @@ class Journal(_Memory):
 
 def _copy(thread: _Thread) -> _Thread:
     """Rows are replaced, never changed."""
-    return _Thread(dict(thread.rows), {place: dict(writes) for place, writes in thread.writes.items()})
+    writes = {place: dict(writes) for place, writes in thread.writes.items()}
+    return _Thread(dict(thread.rows), writes, dict(thread.latest))
 
 
 class FiledSaver(MemorySaver):
