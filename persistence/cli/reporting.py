@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +39,6 @@ class Run:
         self._ended = False
         self._document: dict[str, Any] = {
             "command": command,
-            "creator": f"langgraph-persistence {version('langgraph-persistence')}",
             **sides,
         }
         self._write("running")
@@ -81,13 +79,13 @@ class Run:
     def _write(self, outcome: str) -> None:
         if self._path is None:
             return
+        from persistence import __version__
         from persistence.transfer.report_page import write_report
 
         now = datetime.now(UTC).isoformat(timespec="seconds")
         steps = [step.figures() for step in self.show.steps.values()]
-        write_report(
-            self._path, self._document | {"outcome": outcome, "written": now, "progress": steps}, mask
-        )
+        made = {"creator": f"langgraph-persistence {__version__}", "outcome": outcome, "written": now}
+        write_report(self._path, self._document | made | {"progress": steps}, mask)
 
 
 @contextmanager

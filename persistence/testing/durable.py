@@ -155,8 +155,10 @@ def converse(name):
             assert saver.get_tuple(at(name)).checkpoint["channel_values"] == {"x": [i]}
             assert any(found.checkpoint["id"] == f"{name}-{i}" for found in saver.list(at("shared")))
 
+# A program that begins ten times is slow: this one forks, without threads, once it has imported what it needs.
+persistence.open("sqlite://", settings=Settings(setup_on_open=True)).close()
 children = []
-for number in range(10):  # forked before any thread is there: a program that begins ten times is slow
+for number in range(10):
     if not (child := os.fork()):
         converse(f"t{number}")
         os._exit(0)

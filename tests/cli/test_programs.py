@@ -37,17 +37,16 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("where", ["embedded", "server"])
-def test_demo(checkout: Path, where: str, postgres_server: str) -> None:
+def test_demo(checkout: Path, postgres_server: str) -> None:
     """Twice: it begins anew each time."""
-    env = {"embedded": {}, "server": {"PERSISTENCE_TEST_POSTGRES": postgres_server}}[where]
-    for _ in range(2 if where == "embedded" else 1):
+    for env in ({}, {"PERSISTENCE_TEST_POSTGRES": postgres_server}):
         result = program(checkout, "demo.py", env=env, root=checkout)
         assert result.returncode == 0, result.stdout + result.stderr
         assert "waiting for an answer: 3 nights in Lisbon cost 241.5. Book?" in result.stdout
         assert "migrated, verified by content" in result.stdout
         assert "ai: Your 3 nights in Lisbon are booked." in result.stdout
         assert result.stdout.rstrip().splitlines()[-1].startswith("verified.")
+        assert (checkout / ".demo" / "postgres").exists() == (not env)
     assert (checkout / ".demo" / "archive" / "manifest.json").exists()
 
 
