@@ -155,7 +155,7 @@ def converse(name):
             assert saver.get_tuple(at(name)).checkpoint["channel_values"] == {"x": [i]}
             assert any(found.checkpoint["id"] == f"{name}-{i}" for found in saver.list(at("shared")))
 
-# A program that begins ten times is slow: this one forks, without threads, once it has imported what it needs.
+# A program that begins ten times is slow: this one imports what it needs, and forks when it has no thread.
 persistence.open("sqlite://", settings=Settings(setup_on_open=True)).close()
 children = []
 for number in range(10):
