@@ -309,7 +309,7 @@ def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, 
     with provider.sink() as sink, Spool() as spool, StoreMove(source, options, clock) as store:
         rejects: Iterable[SetAside] = ()
         if options.on_reject == "set-aside":
-            unfit = Rejects.of(source, sink.preflight())
+            unfit = Rejects.of(source, sink.preflight(), clock)
             source, rejects = unfit.accepted(), unfit.rows()
         found = scan(source, spool, clock, sink.preflight())
         conflict = store.join(found, sink.store().preflight(), sink=sink)

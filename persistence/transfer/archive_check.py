@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from persistence.transfer.archive import ArchiveSource
+from persistence.transfer.archive_format import StorePart
 from persistence.transfer.difference import Depth, sample_words
 from persistence.transfer.digest import Digester
 from persistence.transfer.engine import Clock, Meter, scan
@@ -26,13 +28,13 @@ class ArchiveCheck:
         depth: ``checksums`` or ``digests``.
         fingerprint: SHA-256 over the content of the whole archive, as its manifest says.
         totals: What was checked; after checksums alone, what the manifest says.
-        parts: How many parts were read.
+        parts: How many parts were read, of threads and of the store.
         total_parts: How many there are.
         total_threads: How many threads the archive has, as its manifest says.
         sampled: Only a sample was checked: nothing is said about the other threads.
         sample: The size of the sample, as it was asked for.
         seed: What chooses the same sample again.
-        items: How many items of the store were checked; a sample of threads has none.
+        items: How many items of the store were checked; after checksums alone, what the manifest says.
         total_items: How many there are, as the manifest says.
         seconds: Duration.
         verified: Always true.
@@ -59,7 +61,11 @@ class ArchiveCheck:
         if not self.sampled:
             return f"{intact}, verified by content" if self.depth == "digests" else intact
         if self.depth == "digests":
-            return intact + sample_words(self.totals.threads, self.total_threads, self.sample, self.seed)
+            also = (
+                f" and {self.items:,} of {self.total_items:,} items of the store" if self.total_items else ""
+            )
+            sampled = (self.totals.threads, self.total_threads, self.sample, self.seed)
+            return intact + sample_words(*sampled, also)
         return (
             f"{intact} in a sample of {self.parts:,} of {self.total_parts:,} parts"
             f" (--sample {self.sample} --seed {self.seed})"
@@ -76,27 +82,27 @@ def check_archive(archive: ArchiveSource, depth: Depth, sample: Sample | None, c
     Raises:
         ArchiveError: It is damaged.
     """
-    section, items = archive.manifest.store, 0
+    section = archive.manifest.store
+    total_parts = len(archive.manifest.parts) + (len(section.parts) if section else 0)
     if depth == "checksums":
-        if section and sample is None:
-            for part in section.parts:
-                archive.check_part(part)
-            items = section.items
         totals, parts = _checksums(archive, sample, clock)
+        items = section.items if section else 0
     elif sample is None:
         with Spool() as spool, StoreMove(archive, Options(), clock) as store:
             totals = scan(archive, spool, clock, Findings()).totals
             store.scan(ItemFindings())
-        items, parts = store.totals.items, len(archive.manifest.parts)
+        items, parts = store.totals.items, total_parts
     else:
         totals, parts = _sampled(archive, sample, clock)
+        items, store_parts = _sampled_items(archive, sample, clock)
+        parts += store_parts
     return ArchiveCheck(
         archive=archive.label,
         depth=depth,
         fingerprint=archive.manifest.content,
         totals=totals,
         parts=parts,
-        total_parts=len(archive.manifest.parts),
+        total_parts=total_parts,
         total_threads=archive.manifest.totals.threads,
         sampled=sample is not None,
         sample=sample.size if sample else None,
@@ -108,18 +114,24 @@ def check_archive(archive: ArchiveSource, depth: Depth, sample: Sample | None, c
 
 
 def _checksums(archive: ArchiveSource, sample: Sample | None, clock: Clock) -> tuple[Totals, int]:
-    """Of a sample, so many parts as there would be if all threads were of one size."""
+    """Of a sample, so many parts as there would be if all threads, or items, were of one size."""
     manifest = archive.manifest
-    order = _order(archive, sample)
-    if sample is not None and order:
-        share = sample.of(manifest.totals.threads) / max(1, manifest.totals.threads)
-        order = order[: max(1, round(share * len(order)))]
-    with clock.phase("read"):
-        for number in order:
-            archive.check_part(manifest.parts[number])
     claimed = manifest.totals
+    parts = _share(manifest.parts, claimed.threads, sample)
+    if manifest.store:
+        parts += _share(manifest.store.parts, manifest.store.items, sample)
+    with clock.phase("read"):
+        for part in parts:
+            archive.check_part(part)
     totals = Totals(claimed.threads, claimed.checkpoints, claimed.writes, claimed.values, bytes=claimed.bytes)
-    return totals, len(order)
+    return totals, len(parts)
+
+
+def _share(parts: Sequence[StorePart], total: int, sample: Sample | None) -> list[StorePart]:
+    order = [parts[number] for number in _order(parts, sample)]
+    if sample is None or not order:
+        return order
+    return order[: max(1, round(len(order) * sample.of(total) / max(1, total)))]
 
 
 def _sampled(archive: ArchiveSource, sample: Sample, clock: Clock) -> tuple[Totals, int]:
@@ -127,7 +139,7 @@ def _sampled(archive: ArchiveSource, sample: Sample, clock: Clock) -> tuple[Tota
     wanted, parts = sample.of(archive.manifest.totals.threads), 0
     with clock.phase("read"):
         meter = Meter(clock, "read", 0)
-        for number in _order(archive, sample):
+        for number in _order(archive.manifest.parts, sample):
             if meter.totals.threads >= wanted:
                 break
             digester = Digester()
@@ -140,9 +152,23 @@ def _sampled(archive: ArchiveSource, sample: Sample, clock: Clock) -> tuple[Tota
     return meter.totals, parts
 
 
-def _order(archive: ArchiveSource, sample: Sample | None) -> list[int]:
-    """The parts, by their indexes, in the order in which a sample takes them."""
-    parts = archive.manifest.parts
+def _sampled_items(archive: ArchiveSource, sample: Sample, clock: Clock) -> tuple[int, int]:
+    """As :func:`_sampled`, of the store's parts: how many items there were, and in how many parts."""
+    section = archive.manifest.store
+    items = parts = 0
+    if section:
+        with clock.phase("read store"):
+            for number in _order(section.parts, sample):
+                if items >= sample.of(section.items):
+                    break
+                items += sum(1 for _ in archive.store().in_part(number))
+                parts += 1
+                clock.progress("read store", items, section.items, 0)
+    return items, parts
+
+
+def _order(parts: Sequence[StorePart], sample: Sample | None) -> list[int]:
+    """Parts, by their indexes, in the order in which a sample takes them."""
     if sample is None:
         return list(range(len(parts)))
     return sorted(range(len(parts)), key=lambda number: sample.rank(parts[number].file))

@@ -143,6 +143,6 @@ class Verdict:
         return json.dumps(asdict(self) | {"equal": self.equal}, sort_keys=True)
 
 
-def sample_words(threads: int, total: int | None, size: str | None, seed: int | None) -> str:
+def sample_words(threads: int, total: int | None, size: str | None, seed: int | None, also: str = "") -> str:
     """That it was a sample, and how to draw it again."""
-    return f" in a sample of {threads:,} of {total or 0:,} threads (--sample {size} --seed {seed})"
+    return f" in a sample of {threads:,} of {total or 0:,} threads{also} (--sample {size} --seed {seed})"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from persistence.transfer.items import Item
     from persistence.transfer.ledger import Action
 
-Phase = Literal["read", "write", "verify", "read store", "write store", "verify store"]
+Phase = Literal["rejects", "read", "write", "verify", "read store", "write store", "verify store"]
 
 
 def amount(size: float) -> str:

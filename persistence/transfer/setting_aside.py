@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from persistence.transfer.digest import describe
+from persistence.transfer.engine import Clock, Meter
 from persistence.transfer.keys import Key, key_of
 from persistence.transfer.ledger import SetAside
 from persistence.transfer.records import Checkpoint, Preflight, Record, Reject, Source
@@ -23,29 +24,34 @@ class Rejects:
 
     source: Source
     unfit: Unfit
+    threads: Sequence[str]
+    """Those that have such a row, sorted."""
+    clock: Clock
 
     @classmethod
-    def of(cls, source: Source, preflight: Preflight) -> Rejects:
+    def of(cls, source: Source, preflight: Preflight, clock: Clock) -> Rejects:
         """Read everything once, and find them."""
         unfit: dict[tuple[str, Key], str] = {}
+        threads: set[str] = set()
 
         def note(record: Record, reason: str) -> None:
+            threads.add(record.thread_id)
             if not isinstance(record, Reject):
                 unfit.setdefault((record.thread_id, key_of(record)), reason)
 
         preflight.told = note
-        for record in source.records():
+        for record in _read(source, None, clock):
             preflight.see(record)
         preflight.problems()
-        return cls(source, unfit)
+        return cls(source, unfit, sorted(threads), clock)
 
     def accepted(self) -> Source:
         """The source without them."""
-        return _Accepted(self)
+        return _Accepted(self) if self.threads else self.source
 
     def rows(self) -> Iterator[SetAside]:
-        """Read everything again, and give them with their content."""
-        for record in self.source.records():
+        """Read their threads again, and give them with their content."""
+        for record in _read(self.source, self.threads, self.clock) if self.threads else ():
             if (reason := self.reason(record)) is not None:
                 raw = record.raw if isinstance(record, Reject) else msgspec.msgpack.encode(record)
                 yield SetAside(record.thread_id, describe(record), reason.replace("\0", "\\0"), raw)
@@ -65,6 +71,16 @@ class Rejects:
                 if (reason := self.unfit.get((thread, key))) is not None:
                     return reason
         return None
+
+
+def _read(source: Source, threads: Sequence[str] | None, clock: Clock) -> Iterator[Record]:
+    """The records, while the progress is told."""
+    with clock.phase("rejects"):
+        meter = Meter(clock, "rejects", source.count(threads))
+        for record in source.records(threads):
+            meter.see(record)
+            yield record
+        meter.tell()
 
 
 class _Accepted(Wrapped):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from persistence.errors import ConflictError, SchemaError, SourceError, TransferError
+from persistence.transfer.copying import Throttle
 from persistence.transfer.difference import ItemDifference, Verdict
 from persistence.transfer.included import store_of
 from persistence.transfer.items import (
@@ -159,6 +160,7 @@ class StoreMove:
             return 0
         run = next(run for run in sink.ledger().runs() if run.run_id == run_id)
         committed, target, written = sink.ledger().committed(run_id), sink.store(), 0
+        throttle = Throttle(self._options.max_mbps)
         if self.totals.vectors:
             target.prepare()
         with self._clock.phase("write store"):
@@ -167,6 +169,7 @@ class StoreMove:
                 if number not in committed:
                     target.write(batch, self._rule(sink))
                     written += 1
+                    throttle.wait(batch.entry.bytes)
                 elif committed[number] != batch.entry.digest:
                     raise TransferError(
                         f"batch {number} of run {run_id} is not the one that was committed before",

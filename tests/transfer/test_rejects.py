@@ -87,6 +87,30 @@ def test_what_it_held_is_kept(tmp_path: Path, target: Target) -> None:
     assert b"the content" in bytes(row[0])
 
 
+def test_it_reads_no_more_than_it_must(tmp_path: Path, target: Target) -> None:
+    """Once to find the rows, with progress, and then only the threads that have such rows."""
+    path = tmp_path / "a.db"
+    with make.database(path) as saver:
+        for number in range(70):
+            make.put(saver, f"good {number}", {"c": [1]})
+        make.put(saver, "bad", {"c": [1]})
+        saver.put_writes(config("bad"), [("c", 1)], "task")
+    told: list[tuple[int, int]] = []
+
+    def tell(phase: transfer.Phase, done: int, total: int, unit_bytes: int) -> None:
+        if phase == "rejects":
+            told.append((done, total))
+
+    assert transfer.migrate(path, target.dsn, options=ASIDE, progress=tell).set_aside == 0
+    assert told == [(0, 71), (64, 71), (71, 71)]
+    transfer.undo("last", target.dsn)
+    make.execute(path, "UPDATE writes SET type = 'strange'")
+    told.clear()
+    report = transfer.migrate(path, target.dsn, options=ASIDE, progress=tell)
+    assert (report.set_aside, report.verified, "rejects" in report.phases) == (1, True, True)
+    assert told == [(0, 71), (64, 71), (71, 71), (0, 1), (1, 1)]
+
+
 def test_an_archive_sets_nothing_aside(tmp_path: Path, target: Target) -> None:
     with pytest.raises(ConfigurationError, match="archive cannot set rows aside"):
         transfer.migrate(tmp_path / "a.db", target.dsn, archive=tmp_path / "b", options=ASIDE)

@@ -387,6 +387,17 @@ def test_conflicts(coming: Path, in_use: str, rule: OnConflict, older: str, newe
     assert transfer.migrate(coming, in_use, options=STORE).already_done
 
 
+def test_the_rate_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stores.sqlite_store(tmp_path / "store.db") as store:
+        store.setup()
+        for number in range(4):
+            store.put(("large",), f"{number}", {"text": "x" * 200_000})
+    monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 1)
+    limited = transfer.Options(include=["store"], max_mbps=2.0)
+    report = transfer.migrate(tmp_path / "store.db", dsn(tmp_path / "new.db"), options=limited)
+    assert report.store.bytes / report.phases["write store"] < 2_100_000
+
+
 def test_a_finished_run_whose_items_are_gone_is_repeated(stored: Path, tmp_path: Path) -> None:
     target = dsn(tmp_path / "new.db")
     transfer.migrate(stored, target, options=STORE)

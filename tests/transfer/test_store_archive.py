@@ -91,6 +91,36 @@ def test_verifies_alone(archive: Path) -> None:
         assert (checked.items, checked.total_items) == (17, 17)
 
 
+def test_a_sample_has_items_too(archive: Path) -> None:
+    """Together the samples of all seeds find damage in any part, whether namespaces begin in it or before."""
+
+    def check(seed: int, depth: transfer.Depth = "digests", size: str = "20%") -> transfer.ArchiveCheck:
+        asked = transfer.Check(depth=depth, sample=size, seed=seed)
+        return transfer.verify_archive(archive, check=asked)
+
+    parts = sorted(archive.glob("store-*"))
+    assert len(parts) == 3
+    some = [check(seed) for seed in range(10)]
+    assert all(4 <= each.items < 17 and each.parts < 3 for each in some)
+    assert f" and {some[0].items} of 17 items of the store (--sample 20% --seed 0)" in some[0].summary()
+    assert (check(1, size="100%").items, check(1, size="100%").parts) == (17, 3)
+    assert (check(1, "checksums").parts, check(1, "checksums").total_parts) == (1, 3)
+    for part in parts:
+        data = part.read_bytes()
+        part.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+        for depth in ("digests", "checksums"):
+            with pytest.raises(ArchiveError, match=part.name):
+                [check(seed, depth) for seed in range(10)]
+        part.write_bytes(data)
+
+
+def test_a_part_that_was_made_up_is_no_sample(archive: Path) -> None:
+    """With right checksums; where the namespace's beginning is not read, its end names it all the same."""
+    rewrite(archive, lambda read: read[4].__setitem__(1, "c"))
+    with pytest.raises(ArchiveError, match="namespace 'c'"):
+        transfer.verify_archive(archive, check=transfer.Check(sample="1"))
+
+
 def test_every_flipped_byte_is_found(archive: Path, postgres_dsn: str) -> None:
     choose = random.Random(3)  # noqa: S311 - a sample, not a secret
     for file in sorted(archive.iterdir()):
