@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
@@ -23,7 +22,6 @@ from persistence import schema, transfer
 from persistence.registry import provider_for
 from tests.transfer import graphs, make
 from tests.transfer.conftest import by_thread, postgres_tuples, rows, sqlite_tuples
-from tests.transfer.test_resume import finish, run
 
 ABSENT = object()
 HELD: dict[str, Any] = {
@@ -177,17 +175,6 @@ def test_any_way_and_back(moved: transfer.Report, combined: Path, postgres_dsn: 
     assert transfer.verify(combined, back).equal
     assert sqlite_tuples(back) == sqlite_tuples(combined)
     assert transfer.migrate(combined, f"sqlite:///{tmp_path / 'same.db'}").verified
-
-
-def test_killed_and_run_again(tmp_path: Path, postgres_dsn: str) -> None:
-    """A marker may stand in another batch than its value, which an earlier run has written."""
-    path, killed = tmp_path / "a.db", f"{postgres_dsn}&schema=killed"
-    fill(path, itertools.islice(itertools.product(HELD, repeat=3), 3, None, 29))
-    transfer.migrate(path, postgres_dsn)
-    for die_at in (3, 5, 14, 26):
-        assert finish(run(path, killed, die_at=die_at)) == -signal.SIGKILL
-    assert finish(run(path, killed)) == 0
-    assert rows(postgres_dsn, "killed") == rows(postgres_dsn)
 
 
 def test_workers_know_what_was_chosen(

@@ -1,65 +1,20 @@
-"""Killed at any instant and run again, the rows are those of one clean run."""
+"""A run that was interrupted goes on, or says why it cannot."""
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from persistence import transfer
+from persistence.backends.postgres.transfer_sink import PostgresSink
 from persistence.errors import ConflictError, ConnectError, TransferError
 from persistence.registry import provider_for
 from tests.transfer import graphs, make
 from tests.transfer.conftest import rows
-
-# The engine with tiny batches, and a place to die: before or after the COPY of a batch, with its transaction
-# open or committed.
-SCRIPT = """
-import os, signal, sys
-from pathlib import Path
-from persistence import transfer
-from persistence.backends.postgres.transfer_sink import PostgresSink
-from persistence.transfer import engine
-engine.BATCH_RECORDS = 9
-source, target, archive, die_at = sys.argv[1:5]
-steps = 0
-def step():
-    global steps
-    steps += 1
-    if steps == int(die_at):
-        os.kill(os.getpid(), signal.SIGKILL)
-write = PostgresSink.write
-def traced(self, batch):
-    step()
-    with self._conn.transaction():
-        write(self, batch)
-        step()
-    step()
-PostgresSink.write = traced
-print("ready", flush=True)
-report = transfer.migrate(Path(source), target, archive=Path(archive) if archive else None)
-print(report.to_json())
-"""
-
-
-def run(source: Path, target: str, archive: Path | None = None, *, die_at: int = 0) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(source), target, str(archive or ""), str(die_at)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> int:
-    out, err = process.communicate(timeout=100)
-    assert process.returncode in (0, -signal.SIGKILL), out + err
-    return process.returncode
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +27,21 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def interrupted(source: Path, dsn: str) -> None:
-    assert finish(run(source, dsn, die_at=9)) == -signal.SIGKILL
+def interrupted(source: Path, dsn: str, sink: type[Any] = PostgresSink) -> None:
+    """A run that ends after three batches of 9 rows; tests/transfer/kills kills runs anywhere."""
+    write, batches = sink.write, 0
+
+    def ended(self: Any, batch: Any) -> None:
+        nonlocal batches
+        batches += 1
+        if batches > 3:
+            raise KeyboardInterrupt
+        write(self, batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
+        patch.setattr(sink, "write", ended)
+        transfer.migrate(source, dsn)
 
 
 def test_resumed_run_reports_what_was_there(source: Path, postgres_dsn: str) -> None:
@@ -119,13 +87,6 @@ def test_batches_that_are_not_the_same_are_refused(source: Path, postgres_dsn: s
     with pytest.raises(TransferError, match="batch 1"):
         transfer.migrate(source, postgres_dsn)
     assert rows(postgres_dsn) == before
-
-
-def test_two_at_once(source: Path, postgres_dsn: str) -> None:
-    processes = [run(source, postgres_dsn) for _ in range(3)]
-    assert [finish(process) for process in processes] == [0, 0, 0]
-    transfer.migrate(source, f"{postgres_dsn}&schema=clean")
-    assert rows(postgres_dsn) == rows(postgres_dsn, "clean")
 
 
 def test_second_is_refused_while_the_first_runs(

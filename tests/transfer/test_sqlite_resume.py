@@ -1,77 +1,29 @@
-"""Killed at any instant and run again, the rows in the SQLite file are those of one clean run."""
+"""A run into a SQLite file that was interrupted goes on, or says why it cannot."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from persistence import transfer
+from persistence.backends.sqlite.transfer_sink import SqliteSink
 from persistence.errors import ConflictError, PersistenceError, TransferError
 from persistence.registry import provider_for
-from tests.transfer import make
+from tests.transfer import make, test_resume
 from tests.transfer.conftest import file_rows
-from tests.transfer.test_resume import finish, source
+from tests.transfer.test_resume import source
 
 __all__ = ["source"]
 
-# The engine with tiny batches, and a place to die: before a batch, with its rows inserted but not committed,
-# or after its commit.
-SCRIPT = """
-import os, signal, sys
-from contextlib import contextmanager
-from pathlib import Path
-from persistence import transfer
-from persistence.backends.sqlite.transfer_sink import SqliteSink
-from persistence.transfer import engine
-engine.BATCH_RECORDS = 9
-source, target, die_at = sys.argv[1:4]
-steps = 0
-def step():
-    global steps
-    steps += 1
-    if steps == int(die_at):
-        os.kill(os.getpid(), signal.SIGKILL)
-write, transaction = SqliteSink.write, SqliteSink.transaction
-@contextmanager
-def traced(self):
-    with transaction(self) as conn:
-        yield conn
-        if writing:
-            step()
-writing = False
-def traced_write(self, batch):
-    global writing
-    step()
-    writing = True
-    write(self, batch)
-    writing = False
-    step()
-SqliteSink.write, SqliteSink.transaction = traced_write, traced
-print("ready", flush=True)
-report = transfer.migrate(source if "://" in source else Path(source), f"sqlite:///{target}")
-print(report.to_json())
-"""
-
-
-def run(source: Path | str, target: Path, *, die_at: int = 0) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(source), str(target), str(die_at)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
 
 def interrupted(source: Path, target: Path) -> str:
-    assert finish(run(source, target, die_at=9)) == -signal.SIGKILL
+    """See :func:`tests.transfer.test_resume.interrupted`."""
+    test_resume.interrupted(source, f"sqlite:///{target}", SqliteSink)
     return f"sqlite:///{target}"
 
 
@@ -121,13 +73,6 @@ def test_batches_that_are_not_the_same_are_refused(source: Path, tmp_path: Path)
     with pytest.raises(TransferError, match="batch 1"):
         transfer.migrate(source, f"sqlite:///{target}")
     assert file_rows(target) == before
-
-
-def test_two_at_once(source: Path, tmp_path: Path) -> None:
-    processes = [run(source, tmp_path / "chat.db") for _ in range(3)]
-    assert [finish(process) for process in processes] == [0, 0, 0]
-    transfer.migrate(source, f"sqlite:///{tmp_path}/clean.db")
-    assert file_rows(tmp_path / "chat.db") == file_rows(tmp_path / "clean.db")
 
 
 def test_second_is_refused_while_the_first_runs(

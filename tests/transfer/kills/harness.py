@@ -106,14 +106,14 @@ class Campaign:
                     self._run(place, (None, instant))
                 self._compare(place, f"killed after {instants}")
 
-    def two_at_once(self, places: Sequence[int]) -> None:
-        """Two runs into one target, one of which dies: the other waits, goes on, or is refused."""
+    def two_at_once(self, places: Sequence[int | None]) -> None:
+        """Two runs into one target: one waits or is refused, and goes on if the other dies there."""
         for die_at in places:
             with self._place() as place:
                 for done in self.nursery.run(self.scenario, place, (die_at, None), (None, None)):
                     self.kills += done["killed"]
                     assert done["killed"] or "steps" in done or done["error"] in REFUSED, done["text"]
-                self._compare(place, f"two at once, one killed at place {die_at}")
+                self._compare(place, f"two at once, one of them killed at place {die_at}")
 
     def _run(self, place: Place, run: tuple[int | None, float | None]) -> dict[str, Any]:
         (done,) = self.nursery.run(self.scenario, place, run)

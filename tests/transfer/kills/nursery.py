@@ -14,7 +14,7 @@ import traceback
 from typing import Any
 
 from persistence.registry import provider_for
-from persistence.transfer import archive_format, engine
+from persistence.transfer import archive_format, engine, removal
 from tests.transfer.kills.scenarios import SCENARIOS, Place
 from tests.transfer.kills.traps import Trap
 
@@ -26,6 +26,7 @@ def main() -> None:
     """Answer until standard input ends."""
     engine.BATCH_RECORDS = BATCH_RECORDS
     archive_format.PART_BYTES = PART_BYTES
+    removal._THREADS_AT_ONCE = 1
     for line in sys.stdin:
         request = json.loads(line)
         place = Place.of(request["place"])

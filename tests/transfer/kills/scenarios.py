@@ -18,6 +18,7 @@ import psycopg
 from psycopg import sql
 
 from persistence import transfer
+from tests.transfer.stores import BOTH
 
 Rows = dict[str, list[str]]
 
@@ -142,6 +143,10 @@ SCENARIOS = {
         ),
         Scenario("postgres-sqlite", lambda p: transfer.migrate(p.source_postgres, p.sqlite), sqlite_rows),
         Scenario("sqlite-sqlite", lambda p: transfer.migrate(p.source, p.sqlite), sqlite_rows),
+        Scenario(
+            "store-postgres", lambda p: transfer.migrate(p.source, p.postgres, options=BOTH), postgres_rows
+        ),
+        Scenario("store-sqlite", lambda p: transfer.migrate(p.source, p.sqlite, options=BOTH), sqlite_rows),
         Scenario("sqlite-archive-postgres", _through_an_archive, postgres_rows),
         Scenario(
             "undo-postgres",

@@ -14,7 +14,7 @@ import pytest
 
 from persistence import transfer
 from tests.support import fresh_database
-from tests.transfer import graphs, make
+from tests.transfer import graphs, make, stores
 from tests.transfer.kills.harness import Campaign, Nursery, nursery
 from tests.transfer.kills.scenarios import SCENARIOS
 
@@ -35,6 +35,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with make.database(path) as saver:
         for number in range(40):  # one thread that spans batches and parts
             make.put(saver, "long", {"c": ["x" * (20 * (number // 2))]}, versions={"c": number // 2})
+        for number in range(
+            30
+        ):  # a state that was changed in place: markers in other batches than their value
+            make.put(saver, "mutated", {"c": [number // 3], "d": None if number % 2 else [number]})
+    stores.fill(path)
+    with stores.sqlite_store(path) as store:
+        for number in range(20):
+            store.put(("more",), f"k{number:02}", {"n": number})
     return path
 
 
@@ -58,8 +66,8 @@ def test_killed(forks: Nursery, server: str, source: Path, tmp_path: Path, name:
     else:
         campaign.at_commits(choose.sample(every, 1))
         campaign.at_random(1, choose)
-        if name == "sqlite-sqlite":
-            campaign.two_at_once(choose.sample(every, 1))
+        if name in ("sqlite-postgres", "sqlite-sqlite"):
+            campaign.two_at_once([None, *choose.sample(every, 1)])
     killed[name] = campaign.kills, len(campaign.steps)
     print(f"\n{name}: {campaign.kills} kills, {len(campaign.steps)} commit boundaries")  # noqa: T201
 
