@@ -25,6 +25,7 @@ from persistence.transfer.engine import (
     Scan,
     copy,
     finish,
+    refuse_followed,
     refuse_strangers,
     scan,
     verify_copy,
@@ -320,6 +321,7 @@ def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, 
             _require_tables(provider)
         schema.setup(provider)
         with sink.exclusive():
+            refuse_followed(sink, found, spool)
             workers = options.workers or provider.settings.transfer_workers
             copied = copy(source, sink, found, spool, clock, replace(options, workers=workers), rejects)
             if not copied.already_done:

@@ -395,6 +395,28 @@ def refuse_half_undone(runs: Iterable[Run], sink: Sink) -> None:
         )
 
 
+def refuse_followed(sink: Sink, found: Scan, spool: Spool) -> None:
+    """Raise where a run that follows its source has brought these threads.
+
+    If it were continued and finished as any other, a cut-over would find nothing to do.
+
+    Raises:
+        ConflictError: Only a cut-over completes that run.
+    """
+    mine = (found.fingerprint, sink.identity)
+    for run in sink.ledger().runs():
+        follows = run.options.get("follow") and run.state in ("running", "copied")
+        if (
+            follows
+            and (run.source_fingerprint, run.target_identity) == mine
+            and existing_threads(sink, spool)
+        ):
+            raise ConflictError(
+                f"run {run.run_id} into {sink.label} follows this source",
+                hint=f"`persistence cut-over` completes it, `persistence undo {run.run_id}` takes it back",
+            )
+
+
 def _run_for(
     source: Source,
     sink: Sink,

@@ -14,7 +14,16 @@ from persistence.errors import ArchiveError, ConflictError, SchemaError, Transfe
 from persistence.transfer.archive_format import MANIFEST, read_manifest
 from persistence.transfer.archive_writer import require_room
 from persistence.transfer.conflicts import decide
-from persistence.transfer.engine import Clock, Scan, choose_run, copy, existing_threads, look, make_room
+from persistence.transfer.engine import (
+    Clock,
+    Scan,
+    choose_run,
+    copy,
+    existing_threads,
+    look,
+    make_room,
+    refuse_followed,
+)
 from persistence.transfer.included import included
 from persistence.transfer.items import ItemPreflight
 from persistence.transfer.options import Options
@@ -301,6 +310,7 @@ def _runs_and_threads(
         with suppress(SchemaError):  # no tables, so no threads
             there = existing_threads(sink, spool)
         try:
+            refuse_followed(sink, found, spool)
             run, actions = choose_run(source, sink, sink.ledger(), found, spool, options)
         except SchemaError:  # no ledger: nothing was ever moved into this database
             actions = decide(source, sink, there, options.on_conflict, make_room(sink))

@@ -233,6 +233,19 @@ def test_somebody_else_wrote_to_the_target(database: Path, postgres_dsn: str) ->
         follow_for(database, postgres_dsn, 1)
 
 
+def test_a_migration_does_not_end_a_run_that_follows(database: Path, tmp_path: Path) -> None:
+    """Else a cut-over would find nothing to do, and leave behind what is written until then."""
+    target = f"sqlite:///{tmp_path / 'target.db'}"
+    follow_for(database, target, 1)
+    with pytest.raises(ConflictError, match=r"follows this source .*cut-over"):
+        transfer.migrate(database, target)
+    assert [found.severity for found in transfer.plan(database, target).findings].count("conflict") == 1
+    with make.database(database) as saver:
+        make.put(saver, "log", {"c": ["new"]})
+    assert not transfer.cut_over(database, target).already_done
+    assert transfer.verify(database, target).equal
+
+
 def test_a_thread_that_the_run_did_not_bring(database: Path, postgres_dsn: str) -> None:
     with make.database(database.with_name("other.db")) as other:
         make.put(other, "theirs", {"c": ["theirs"]})

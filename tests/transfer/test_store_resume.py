@@ -18,7 +18,7 @@ from tests.transfer.test_resume import source
 __all__ = ["source"]
 
 
-def interrupted(source: Path, target: Path) -> str:
+def interrupted(source: Path, target: Path) -> None:
     """A run that ends after two batches of 9 items; tests/transfer/kills kills runs anywhere."""
     write, batches = SqliteStoreSink.write, 0
 
@@ -33,7 +33,6 @@ def interrupted(source: Path, target: Path) -> str:
         patch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
         patch.setattr(SqliteStoreSink, "write", ended)
         transfer.migrate(source, f"sqlite:///{target}", options=STORE)
-    return f"sqlite:///{target}"
 
 
 @pytest.fixture(scope="module")
