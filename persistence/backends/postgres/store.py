@@ -177,8 +177,8 @@ def _item(op: GetOp, rows: _Rows, zone: tzinfo) -> Item | None:
             value=value,
             key=op.key,
             namespace=op.namespace,
-            created_at=created.astimezone(zone),
-            updated_at=updated.astimezone(zone),
+            created_at=_in(zone, created),
+            updated_at=_in(zone, updated),
         )
     return None
 
@@ -189,11 +189,16 @@ def _found(rows: _Rows, zone: tzinfo) -> list[SearchItem]:
             value=value,
             key=key,
             namespace=tuple(prefix.split(".")),
-            created_at=created.astimezone(zone),
-            updated_at=updated.astimezone(zone),
+            created_at=_in(zone, created),
+            updated_at=_in(zone, updated),
         )
         for prefix, key, value, created, updated, _ in rows  # the last is a score, which needs an index
     ]
+
+
+def _in(zone: tzinfo, moment: Any) -> Any:
+    """As LangGraph's store gives it; a column that holds no time gives none."""
+    return None if moment is None else moment.astimezone(zone)
 
 
 def _namespaces(rows: _Rows, zone: tzinfo) -> list[tuple[str, ...]]:
