@@ -94,13 +94,13 @@ class Engine:
             "committed_operations": self._committed,
         }
 
-    async def awrite(self, work: Work[T]) -> T:
+    def awrite(self, work: Work[T]) -> asyncio.Future[T]:
         """As :meth:`write`, in another thread."""
         outbox = self._outbox_here()
         job = LoopJob(work, outbox)
         self._enqueue(job)
         outbox.ring(self._waiting)
-        return await job.future
+        return job.future
 
     def read(self, work: Work[T]) -> T:
         """Run ``work`` on one consistent snapshot."""
@@ -117,17 +117,17 @@ class Engine:
         self.check_open()
         return self._readers.run(work)
 
-    async def aread(self, work: Work[T]) -> T:
+    def aread(self, work: Work[T]) -> asyncio.Future[T]:
         """As :meth:`read`, in another thread."""
         if self._readers is None:
-            return await self.awrite(work)
+            return self.awrite(work)
         outbox = self._outbox_here()
         job = LoopJob(work, outbox)
         with self._accepting:
             self.check_open()
             waiting = self._readers.add(job)
         outbox.ring(waiting)
-        return await job.future
+        return job.future
 
     def check_open(self) -> None:
         """Raise ``ClosedError`` after the close."""
