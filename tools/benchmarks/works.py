@@ -171,26 +171,20 @@ def plan(*, short: bool, full: bool) -> list[Work]:
 
 def _short() -> list[Work]:
     """One of each kind."""
-    works: list[Work] = [
+    return [
         Work("steps", "memory", "sync", "-", 1, SMALL),
         Work("steps", "sqlite", "sync", "file", 3, SMALL),
         Work("steps", "postgres", "sync", NEAR, 3, SMALL),
         Work("steps", "postgres", "async", FAR, 3, SMALL),
-    ]
-    backends: list[tuple[str, Link]] = [("sqlite", "file"), ("postgres", NEAR)]
-    for backend, link in backends:
-        works += [
-            Work("steps", backend, "async", link, 3, SMALL),
-            Work("store", backend, "async", link, 2, SMALL),
-            Work("large", backend, "async", link, 1, MEDIUM),
-        ]
-    works += [
+        Work("steps", "sqlite", "async", "file", 3, SMALL),
+        Work("store", "sqlite", "async", "file", 2, SMALL),
+        Work("store", "postgres", "async", NEAR, 2, SMALL),
+        Work("large", "sqlite", "async", "file", 1, MEDIUM),
         Work("graph", "sqlite", "async", "file", 2, SMALL),
         Work("history", "postgres", "async", NEAR, 1, SMALL, 10),
+        Work("transfer", "postgres", "sync", FAR, 1, 0, shape="few short threads"),
+        Work(MEMORY, "postgres", "sync", NEAR, 1, 3 * MB, shape="few short threads"),
     ]
-    works.append(Work("transfer", "postgres", "sync", FAR, 1, 0, shape="few short threads"))
-    works.append(Work(MEMORY, "postgres", "sync", NEAR, 1, 3 * MB, shape="few short threads"))
-    return works
 
 
 class Arena:
