@@ -55,6 +55,7 @@ AFTER = {
 }
 LIVE = """
 import os
+import time
 import persistence
 from langgraph.graph import START, MessagesState, StateGraph
 from persistence.errors import SealedError
@@ -70,6 +71,7 @@ with persistence.open(os.environ["SQLITE"]) as db, open("stored", "w", buffering
         except SealedError:
             break
         print(turn, file=stored)
+        time.sleep(0.01)
     else:
         raise SystemExit("never sealed")
 """
