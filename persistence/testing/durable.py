@@ -157,6 +157,7 @@ def converse(name):
 
 # A program that begins ten times is slow: this one imports what it needs, and forks when it has no thread.
 persistence.open("sqlite://", settings=Settings(setup_on_open=True)).close()
+persistence.provider_for(sys.argv[1])
 children = []
 for number in range(10):
     if not (child := os.fork()):
