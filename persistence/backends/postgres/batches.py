@@ -1,7 +1,7 @@
 """Operations of many tasks in one round trip and one commit.
 
 Half of what a small operation costs, here and on the server, is the way there and back: waking up,
-sending, waiting, committing. So while :data:`_AT_ONCE` connections are busy, what arrives waits, and the
+sending, waiting, committing. So while :data:`AT_ONCE` connections are busy, what arrives waits, and the
 next one that is free takes all of it, as one pipeline: an implicit transaction, behind PgBouncer, too.
 Who finds a connection free goes at once and alone.
 
@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextvars import Context
 from time import monotonic
-from typing import Any
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import psycopg
 from psycopg import capabilities
@@ -30,16 +30,32 @@ from persistence.backends.postgres.wire import LARGE, size_of
 
 Rows = list[tuple[Any, ...]]
 
-_AT_ONCE = 4 if capabilities.has_pipeline() else sys.maxsize
+AT_ONCE = 4 if capabilities.has_pipeline() else sys.maxsize
 """Connections in use, above which operations wait for each other: enough for what one event loop can send."""
-_MOST = 32
+MOST = 32
 """Operations in one batch."""
-_STALLED = 0.05
+STALLED = 0.05
 """Seconds without any answer, after which those who wait get a further connection."""
-_STUCK = 1.0
+STUCK = 1.0
 """Seconds after which a batch is given up: the lock that stops one operation must not stop the others."""
-_LONG = _STUCK / 4
+_LONG = STUCK / 4
 """Seconds that a batch may take and the next ones be larger."""
+
+
+class Waiting(Protocol):
+    """An operation that waits, as those who choose the next batch see it."""
+
+    begun: float
+    key: Hashable | None
+    size: int
+
+    @property
+    def is_over(self) -> bool:
+        """Nobody waits for it any more."""
+
+
+C = TypeVar("C")
+W = TypeVar("W", bound=Waiting)
 
 
 class _Call:
@@ -72,6 +88,11 @@ class _Call:
         if not self.future.done():
             self.future.set_exception(error)
 
+    @property
+    def is_over(self) -> bool:
+        """Nobody waits for it any more."""
+        return self.future.done()
+
     async def leave(self) -> None:
         """The caller gives up: come back when it is certain what has become of the operation."""
         if self.work is not None and self.stop is not None:
@@ -89,7 +110,7 @@ class _Batch:
         self.is_done = False
         self.is_stuck = False
         self.seconds = 0.0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._conn = conn
         self._interrupted = False
         self._work = asyncio.ensure_future(self._do())
@@ -100,7 +121,7 @@ class _Batch:
         """Come back when the server has answered or is lost; what went wrong is in ``error``."""
         timer = None
         if len(self.calls) > 1:
-            timer = asyncio.get_running_loop().call_later(_STUCK, self._give_up)
+            timer = asyncio.get_running_loop().call_later(STUCK, self._give_up)
         begin = monotonic()
         try:
             await asyncio.wait([self._work])
@@ -142,7 +163,7 @@ class Batches:
         # Apart, because who reads must not see what may be rolled back with its batch.
         self._reads: deque[_Call] = deque()
         self._writes: deque[_Call] = deque()
-        self._most = _MOST
+        self._size = Size()
         self._busy = 0
         self._answered = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -167,7 +188,7 @@ class Batches:
     async def _run(self, statement: Statement, queue: deque[_Call], key: Hashable | None) -> Rows:
         if (size := size_of(statement[1])) >= LARGE:
             return await self.alone(statement)
-        if self._busy < _AT_ONCE:
+        if self._busy < AT_ONCE:
             self._busy += 1
             try:
                 return await self.alone(statement)
@@ -179,7 +200,7 @@ class Batches:
         call = _Call(statement, size, key)
         queue.append(call)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_STALLED, self._look)
+            self._timer = asyncio.get_running_loop().call_later(STALLED, self._look)
         try:
             return await call.future
         except asyncio.CancelledError:
@@ -201,26 +222,18 @@ class Batches:
         """See whether those who wait are served."""
         self._timer = None
         if self._reads or self._writes:
-            if monotonic() - self._answered > _STALLED and self._busy < self._pool.max_size:
+            if monotonic() - self._answered > STALLED and self._busy < self._pool.max_size:
                 self._begin()
-            self._timer = asyncio.get_running_loop().call_later(_STALLED, self._look)
+            self._timer = asyncio.get_running_loop().call_later(STALLED, self._look)
 
     async def _work(self) -> None:
         try:
-            while (queue := self._longest_waiting()) is not None:
+            while (queue := next_queue(self._reads, self._writes)) is not None:
                 await self._serve(queue)
                 self._answered = monotonic()
                 await asyncio.sleep(0)  # who has its answer asks for more
         finally:
             self._busy -= 1
-
-    def _longest_waiting(self) -> deque[_Call] | None:
-        for queue in (self._reads, self._writes):
-            while queue and queue[0].future.done():  # cancelled
-                queue.popleft()
-        if self._reads and self._writes:
-            return min(self._reads, self._writes, key=lambda queue: queue[0].begun)
-        return self._reads or self._writes or None
 
     async def _serve(self, queue: deque[_Call]) -> None:
         try:
@@ -228,12 +241,12 @@ class Batches:
         except Exception as error:  # noqa: BLE001 - it belongs to those who wait
             self._refuse(queue, error)
             return
-        calls = _taken(queue, self._most)
+        calls = taken(queue, self._size.most)
         try:
             if calls:
                 batch = _Batch(conn, calls)
                 await batch.run()
-                self._adapt(batch)
+                self._size.learn(batch)
                 self._settle(batch, queue, lost=conn.closed)
         except BaseException:
             for call in calls:
@@ -251,37 +264,21 @@ class Batches:
         while queue and (not is_late or queue[0].begun <= bound):
             queue.popleft().fail(error)
 
-    def _adapt(self, batch: _Batch) -> None:
-        """Batches are as large as this server manages in time: what it did of a larger one is lost."""
-        if batch.is_stuck:
-            self._most = max(1, len(batch.found) // 2)
-        elif batch.is_done and batch.seconds < _LONG:
-            self._most = min(_MOST, self._most * 2)
-
     def _settle(self, batch: _Batch, queue: deque[_Call], *, lost: bool) -> None:
         """Give each call its answer or its error, or another turn."""
-        calls, at = list(batch.calls), len(batch.found)
-        for call in calls:
+        for call in batch.calls:
             call.wait()
-        if batch.is_done or queue is self._reads:
-            for call, rows in zip(calls, batch.found, strict=False):
-                call.answer(rows)
-            calls, at = calls[at:], 0
-        if not calls:
-            return
-        if lost:  # what became of them nobody knows
-            for call in calls:
-                call.fail(psycopg.OperationalError(str(batch.error or "the server did not end a batch")))
-        elif len(batch.calls) == 1 and batch.error is not None:
-            calls[0].fail(batch.error)
-        elif at < len(calls):
-            self._go_alone(calls.pop(at))
-            for call in reversed(calls):
-                call.begun = monotonic()
-                queue.appendleft(call)
-        else:  # the commit failed
-            for call in calls:
-                self._go_alone(call)
+        end = outcome(batch, is_read=queue is self._reads, lost=lost)
+        for call, answer in end.answers:
+            if isinstance(answer, Exception):
+                call.fail(answer)
+            else:
+                call.answer(answer)
+        for call in end.alone:
+            self._go_alone(call)
+        for call in reversed(end.again):
+            call.begun = monotonic()
+            queue.appendleft(call)
 
     def _go_alone(self, call: _Call) -> None:
         async def go() -> None:
@@ -295,9 +292,19 @@ class Batches:
             call.start(task, task.cancel)
 
 
-def _taken(queue: deque[_Call], most: int) -> list[_Call]:
-    """The calls of the next batch."""
-    calls: list[_Call] = []
+def next_queue(reads: deque[W], writes: deque[W]) -> deque[W] | None:
+    """Where the one is that has waited longest; ``None`` if nobody waits."""
+    for queue in (reads, writes):
+        while queue and queue[0].is_over:
+            queue.popleft()
+    if reads and writes:
+        return min(reads, writes, key=lambda queue: queue[0].begun)
+    return reads or writes or None
+
+
+def taken(queue: deque[W], most: int) -> list[W]:
+    """The calls of the next batch, out of their queue."""
+    calls: list[W] = []
     keys: set[Hashable] = set()
     size = 0
     while queue and len(calls) < most and size < LARGE:
@@ -305,8 +312,63 @@ def _taken(queue: deque[_Call], most: int) -> list[_Call]:
         if call.key is not None and call.key in keys:
             break
         queue.popleft()
-        if not call.future.done():
+        if not call.is_over:
             calls.append(call)
             keys.add(call.key)
             size += call.size
     return calls
+
+
+class Sent(Protocol[C]):
+    """A batch that is back."""
+
+    calls: Sequence[C]
+    found: list[Rows]
+    """The answers that came; those to writes are true only when all is done."""
+    is_done: bool
+    is_stuck: bool
+    """It was given up because it took too long."""
+    seconds: float
+    """It took until it was back."""
+    error: BaseException | None
+
+
+class Size:
+    """How many operations go together: as many as this server manages in time. What it does beyond is lost."""
+
+    def __init__(self) -> None:
+        self.most = MOST
+
+    def learn(self, batch: Sent[Any]) -> None:
+        """See how a batch fared."""
+        if batch.is_stuck:
+            self.most = max(1, len(batch.found) // 2)
+        elif batch.is_done and batch.seconds < _LONG:
+            self.most = min(MOST, self.most * 2)
+
+
+class Outcome(NamedTuple, Generic[C]):
+    """What becomes of the calls of a batch."""
+
+    answers: list[tuple[C, Rows | Exception]]
+    alone: list[C]
+    again: list[C]
+
+
+def outcome(batch: Sent[C], *, is_read: bool, lost: bool) -> Outcome[C]:
+    """Who of a batch has an answer, who is to go alone, who once more with others."""
+    calls, at = list(batch.calls), len(batch.found)
+    answers: list[tuple[C, Rows | Exception]] = []
+    if batch.is_done or is_read:
+        answers += zip(calls, batch.found, strict=False)
+        calls, at = calls[at:], 0
+    if lost:  # what became of them nobody knows
+        text = str(batch.error or "the server did not end a batch")
+        answers += [(call, psycopg.OperationalError(text)) for call in calls]
+    elif len(batch.calls) == 1 and isinstance(batch.error, Exception):
+        answers += [(call, batch.error) for call in calls]
+    elif at < len(calls):
+        return Outcome(answers, [calls.pop(at)], calls)
+    else:  # the commit failed, if any are left
+        return Outcome(answers, calls, [])
+    return Outcome(answers, [], [])

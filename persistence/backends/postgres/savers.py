@@ -36,6 +36,7 @@ from persistence.backends.postgres.arguments import Life, PostgresArguments, Sta
 from persistence.backends.postgres.batches import Batches
 from persistence.backends.postgres.connection import AsyncPool, Pool, translated
 from persistence.backends.postgres.steps import Listing, Rows, Steps
+from persistence.backends.postgres.threads import ThreadBatches
 from persistence.errors import WrongLoopError
 from persistence.metrics import ASYNC_OPERATIONS, OPERATIONS, measured
 
@@ -45,6 +46,7 @@ _ATTEMPTS = 5
 _EXPECTED = errors.InvalidTextRepresentation
 """An operation may expect it of a statement, which then was not carried out."""
 _KEY = itemgetter("thread", "ns", "id")
+"""Of the row that ``put`` stores. No transaction may store one twice, since it is known by its ``xmin``."""
 _CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
 
 
@@ -59,6 +61,7 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
         self.pool = pool
         self._where = pool.name
         self._life = Life()
+        self._batches = ThreadBatches(pool)
 
     def setup(self) -> None:
         """Make LangGraph's tables, as the official saver does; ``persistence setup`` does more."""
@@ -79,7 +82,7 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
     ) -> RunnableConfig:
         """Store a checkpoint; one with the same id is replaced."""
         config, operation = self._put(config, checkpoint, metadata, new_versions)
-        self._run(operation)
+        self._run(operation, self._store)
         return config
 
     def put_writes(
@@ -91,11 +94,11 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
     ) -> None:
         """Store pending writes of one task."""
         if statement := self._put_writes(config, writes, task_id, task_path):
-            self._execute(statement)
+            self._ask(self._batches.write, statement)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that a config names, or the latest of its namespace."""
-        return self._tuple(self._execute(self._get(config)))
+        return self._tuple(self._ask(self._batches.read, self._get(config)))
 
     def list(
         self,
@@ -128,7 +131,7 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
         self, *, config: RunnableConfig, channels: Iterable[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Per channel, the writes since the nearest stored value on the way to the root."""
-        return self._run(self._history(config, channels))
+        return self._run(self._history(config, channels), self._execute)
 
     async def aput(
         self,
@@ -139,7 +142,7 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
     ) -> RunnableConfig:
         """As :meth:`put`."""
         config, operation = self._put(config, checkpoint, metadata, new_versions)
-        await asyncio.to_thread(self._run, operation)
+        await asyncio.to_thread(self._run, operation, self._store)
         return config
 
     async def aput_writes(
@@ -151,7 +154,7 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
     ) -> None:
         """As :meth:`put_writes`."""
         if statement := self._put_writes(config, writes, task_id, task_path):
-            await asyncio.to_thread(self._execute, statement)
+            await asyncio.to_thread(self._ask, self._batches.write, statement)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """As :meth:`get_tuple`."""
@@ -191,26 +194,27 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
         self, *, config: RunnableConfig, channels: Iterable[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """As :meth:`get_delta_channel_history`."""
-        return await asyncio.to_thread(self._run, self._history(config, channels))
+        return await asyncio.to_thread(self._run, self._history(config, channels), self._execute)
 
-    def _execute(self, statement: Statement) -> Rows:
+    def _ask(self, run: Callable[..., Rows], statement: Statement, *key: Hashable) -> Rows:
         self._check_open()
         with translated(self._where):
-            # Not `with pool.connection()`: that also looks for a transaction to commit, and there is none.
-            conn = self.pool.getconn()
-            try:
-                return conn.wait(conn.wire.run(*statement))
-            finally:
-                self.pool.putconn(conn)
+            return run(statement, *key)
 
-    def _run(self, operation: Steps[T]) -> T:
+    def _execute(self, statement: Statement) -> Rows:
+        return self._ask(self._batches.alone, statement)
+
+    def _store(self, statement: Statement) -> Rows:
+        return self._ask(self._batches.write, statement, _KEY(statement[1]))
+
+    def _run(self, operation: Steps[T], execute: Callable[[Statement], Rows]) -> T:
         """Run an operation; between its statements no connection is held."""
         proceed: Callable[[], Statement] = operation.__next__
         try:
             while True:
                 statement = proceed()
                 try:
-                    proceed = partial(operation.send, self._execute(statement))
+                    proceed = partial(operation.send, execute(statement))
                 except _EXPECTED as error:
                     proceed = partial(operation.throw, error)
         except StopIteration as end:
@@ -230,7 +234,7 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
                     raise
 
     def _page(self, listing: Listing) -> Rows:
-        return self._run(listing.page())
+        return self._run(listing.page(), self._execute)
 
     def _pages(self, listing: Listing) -> Iterator[CheckpointTuple]:
         while rows := self._page(listing):
@@ -286,12 +290,12 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> None:
         """Store pending writes of one task."""
         if statement := self._put_writes(config, writes, task_id, task_path):
-            await self._here(self._write(statement))
+            await self._here(self._ask(self._batches.write, statement))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that a config names, or the latest of its namespace."""
         statement = self._get(config)
-        rows = await self._here(self._read(statement))
+        rows = await self._here(self._ask(self._batches.read, statement))
         if rows and steps.is_large(rows[0]):
             return await asyncio.to_thread(self._tuple, rows)
         return self._tuple(rows)
@@ -363,12 +367,12 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
         """As :meth:`aput_writes`, from another thread."""
         self._check_thread()
         if statement := self._put_writes(config, writes, task_id, task_path):
-            self._wait(self._write(statement))
+            self._wait(self._ask(self._batches.write, statement))
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """As :meth:`aget_tuple`, from another thread."""
         self._check_thread()
-        return self._tuple(self._wait(self._read(self._get(config))))
+        return self._tuple(self._wait(self._ask(self._batches.read, self._get(config))))
 
     def list(
         self,
@@ -439,24 +443,16 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
             hint="open the database on the loop that uses it: async with persistence.aopen(...)",
         )
 
-    async def _execute(self, statement: Statement) -> Rows:
+    async def _ask(self, run: Callable[..., Awaitable[Rows]], statement: Statement, *key: Hashable) -> Rows:
         self._check_open()
         with translated(self._where):
-            return await self._batches.alone(statement)
+            return await run(statement, *key)
 
-    async def _read(self, statement: Statement) -> Rows:
-        self._check_open()
-        with translated(self._where):
-            return await self._batches.read(statement)
-
-    async def _write(self, statement: Statement, key: Hashable | None = None) -> Rows:
-        self._check_open()
-        with translated(self._where):
-            return await self._batches.write(statement, key)
+    def _execute(self, statement: Statement) -> Awaitable[Rows]:
+        return self._ask(self._batches.alone, statement)
 
     def _store(self, statement: Statement) -> Awaitable[Rows]:
-        """Run a statement of ``put``. No transaction may store a row twice: it is known by its ``xmin``."""
-        return self._write(statement, _KEY(statement[1]))
+        return self._ask(self._batches.write, statement, _KEY(statement[1]))
 
     async def _run(self, operation: Steps[T], execute: Callable[[Statement], Awaitable[Rows]]) -> T:
         proceed: Callable[[], Statement] = operation.__next__

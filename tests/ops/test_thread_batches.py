@@ -1,0 +1,261 @@
+"""As ``test_batches``, for threads: operations that share a round trip and a commit on Postgres."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import errors
+from psycopg_pool import PoolTimeout
+
+import persistence
+from persistence.backends.postgres.connection import make_pool
+from persistence.backends.postgres.threads import ThreadBatches
+from persistence.dsn import Dsn
+from persistence.errors import ConnectError
+from persistence.settings import Settings
+from persistence.testing.subject import at, bare
+from tests.ops.test_batches import _DIVIDE, _ID, _INSERT, _POOL, _SLOW, stored, watch
+from tests.ops.test_lost import KILL
+
+__all__ = ["watch"]
+
+
+@pytest.fixture
+def batches(
+    request: pytest.FixtureRequest, postgres_dsn: str, watch: psycopg.Connection[Any]
+) -> Iterator[ThreadBatches]:
+    """With ``False``, as behind PgBouncer: nothing is prepared."""
+    pgbouncer = not getattr(request, "param", True)
+    settings = Settings(pool_min=_POOL, pool_max=_POOL, pool_timeout=5, pgbouncer=pgbouncer)
+    with make_pool(Dsn.parse(postgres_dsn), settings) as pool:
+        pool.wait(10)
+        yield ThreadBatches(pool)
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(80) as pool:
+        yield pool
+
+
+_HOLD = "SELECT pg_advisory_xact_lock_shared(1)::text"
+
+
+class Busy:
+    """Connections that are in use until all who come meanwhile wait, or until :meth:`end`."""
+
+    def __init__(
+        self, batches: ThreadBatches, threads: ThreadPoolExecutor, watch: psycopg.Connection[Any]
+    ) -> None:
+        self.batches = batches
+        self._threads = threads
+        self._watch = watch
+        self._held: list[Future[Any]] = []
+
+    def begin(self, number: int = _POOL) -> None:
+        self._watch.execute("SELECT pg_advisory_lock(1)")
+        for already in range(number):
+            self._held.append(self._threads.submit(self.batches.read, (_HOLD, {})))
+            while self.batches._busy <= already:
+                time.sleep(0.001)
+
+    def end(self, waiting: int = 0) -> None:
+        while len(self.batches._reads) + len(self.batches._writes) < waiting:
+            time.sleep(0.001)
+        self._watch.execute("SELECT pg_advisory_unlock(1)")
+        for one in self._held:
+            one.result()
+
+
+@pytest.fixture
+def busy(batches: ThreadBatches, threads: ThreadPoolExecutor, watch: psycopg.Connection[Any]) -> Busy:
+    return Busy(batches, threads, watch)
+
+
+def insert(
+    batches: ThreadBatches, threads: ThreadPoolExecutor, *ids: int, key: Any = None
+) -> list[Future[Any]]:
+    return [threads.submit(batches.write, (_INSERT, {"id": id_}), key) for id_ in ids]
+
+
+def ended(tasks: list[Future[Any]]) -> list[Any]:
+    return [task.exception(10) or task.result() for task in tasks]
+
+
+prepared_or_not = pytest.mark.parametrize("batches", [True, False], indirect=True)
+
+
+@prepared_or_not
+def test_those_who_wait_share_a_transaction_and_one_key_is_written_once_in_it(
+    batches: ThreadBatches, threads: ThreadPoolExecutor, watch: psycopg.Connection[Any], busy: Busy
+) -> None:
+    for _ in range(3):
+        busy.begin()
+        tasks = insert(batches, threads, *range(40))
+        same = insert(batches, threads, *range(40, 43), key=("thread", "ns", "id"))
+        busy.end(waiting=43)
+        assert [rows[0][0] for rows in ended(tasks)] == list(range(40))
+        assert len({rows[0][1] for rows in ended(tasks)}) < 9
+        assert len({rows[0][1] for rows in ended(same)}) == 3
+    assert stored(watch) == sorted([*range(43)] * 3)
+    assert batches._busy == 0
+
+
+@prepared_or_not
+def test_a_failure_stays_alone(
+    batches: ThreadBatches, threads: ThreadPoolExecutor, watch: psycopg.Connection[Any], busy: Busy
+) -> None:
+    busy.begin()
+    bad = [threads.submit(batches.write, (_DIVIDE, {"id": 0})) for _ in range(3)]
+    good = insert(batches, threads, *range(20))
+    broken = [threads.submit(batches.read, ("SELECT nonsense", {})) for _ in range(2)]
+    reads = [threads.submit(batches.read, (_ID, {"id": id_})) for id_ in range(20)]
+    busy.end(waiting=45)
+    assert [type(error) for error in ended(bad)] == [errors.DivisionByZero] * 3
+    assert [rows[0][0] for rows in ended(good)] == list(range(20))
+    assert [type(error) for error in ended(broken)] == [errors.UndefinedColumn] * 2
+    assert ended(reads) == [[(id_,)] for id_ in range(20)]
+    assert stored(watch) == list(range(20))
+
+
+def test_a_commit_that_fails_is_the_error_of_who_caused_it(
+    batches: ThreadBatches, threads: ThreadPoolExecutor, watch: psycopg.Connection[Any], busy: Busy
+) -> None:
+    watch.execute("ALTER TABLE done ADD CONSTRAINT once UNIQUE (id) DEFERRABLE INITIALLY DEFERRED")
+    watch.execute("INSERT INTO done VALUES (7)")
+    busy.begin()
+    tasks = insert(batches, threads, *range(10))
+    busy.end(waiting=10)
+    assert [type(one) for one in ended(tasks)].count(errors.UniqueViolation) == 1
+    assert isinstance(ended(tasks)[7], errors.UniqueViolation)
+    assert stored(watch) == list(range(10))
+
+
+def test_who_waits_for_a_lock_does_not_hold_up_the_others(
+    batches: ThreadBatches,
+    threads: ThreadPoolExecutor,
+    watch: psycopg.Connection[Any],
+    busy: Busy,
+    postgres_dsn: str,
+) -> None:
+    watch.execute("CREATE TABLE row (id int); INSERT INTO row VALUES (1)")
+    with psycopg.connect(postgres_dsn) as other:
+        other.execute("UPDATE row SET id = 1")
+        busy.begin()
+        update = "UPDATE row SET id = %(id)s::int RETURNING id", {"id": 2}
+        locked = threads.submit(batches.write, update)
+        tasks = insert(batches, threads, *range(10))
+        busy.end(waiting=11)
+        assert [rows[0][0] for rows in ended(tasks)] == list(range(10))
+        assert not locked.done()
+        other.commit()
+        assert locked.result() == [(2,)]
+    assert stored(watch) == list(range(10))
+
+
+def test_others_are_served_while_as_many_as_go_alone_are_stuck(batches: ThreadBatches, busy: Busy) -> None:
+    busy.begin(4)
+    assert batches.read((_ID, {"id": 1})) == [(1,)]
+    busy.end()
+
+
+def test_each_waits_for_a_connection_as_long_as_the_pool_says(
+    batches: ThreadBatches, threads: ThreadPoolExecutor
+) -> None:
+    pool = batches._pool
+    pool.timeout = 0.4
+    held = [pool.getconn() for _ in range(_POOL)]
+    begin = time.monotonic()
+    found = ended(insert(batches, threads, *range(16)))
+    assert [type(error) for error in found] == [PoolTimeout] * 16
+    assert {str(error) for error in found} == {"couldn't get a connection after 0.40 sec"}
+    assert 0.35 < time.monotonic() - begin < 1.5
+    for conn in held:
+        pool.putconn(conn)
+    assert len(ended(insert(batches, threads, *range(16)))) == 16
+    assert batches._busy == 0
+
+
+def test_who_lost_the_connection_is_told_so_and_the_next_call_works(
+    batches: ThreadBatches, threads: ThreadPoolExecutor, watch: psycopg.Connection[Any], busy: Busy
+) -> None:
+    busy.begin()
+    tasks = insert(batches, threads, *range(10))
+    tasks.append(threads.submit(batches.write, (_SLOW, {"id": 100, "seconds": "0.8"})))
+    busy.end(waiting=11)
+    time.sleep(0.2)
+    watch.execute(KILL)
+    found = ended(tasks)
+    assert all(isinstance(one, psycopg.OperationalError) for one in found[-1:])
+    assert stored(watch) == [rows[0][0] for rows in found if isinstance(rows, list)]
+    assert len(ended(insert(batches, threads, *range(10)))) == 10
+
+
+@pytest.mark.parametrize("is_slow", [True, False])
+def test_an_interrupt_from_the_keyboard_ends_one_and_the_others_go_on(
+    batches: ThreadBatches,
+    threads: ThreadPoolExecutor,
+    watch: psycopg.Connection[Any],
+    busy: Busy,
+    is_slow: bool,
+) -> None:
+    """While its batch is under way; or while it waits, since all connections are in use."""
+    me = threading.get_ident()
+
+    def interrupt() -> None:
+        if is_slow:
+            busy.end(waiting=6)
+            time.sleep(0.2)
+        signal.pthread_kill(me, signal.SIGINT)
+
+    busy.begin()
+    tasks = insert(batches, threads, *range(5))
+    timer = threading.Timer(0.2, interrupt)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        batches.write((_SLOW, {"id": 100, "seconds": "0.9"}))
+    timer.join()
+    now = stored(watch)
+    busy.end()
+    tasks += insert(batches, threads, *range(5, 10))
+    assert [rows[0][0] for rows in ended(tasks)] == list(range(10))
+    assert (100 in stored(watch)) == (100 in now)  # once it is interrupted, nothing more happens
+    assert batches._busy == 0
+
+
+def test_savers_share_too_and_tell_each_its_own_error(
+    postgres_dsn: str, watch: psycopg.Connection[Any], threads: ThreadPoolExecutor
+) -> None:
+    with persistence.open(postgres_dsn, settings=Settings(pool_max=8)) as db:
+        saver = db.checkpointer
+        assert saver is not None
+        watch.execute("ALTER TABLE checkpoints ADD CHECK (thread_id <> 't13' OR checkpoint_id < '2')")
+
+        def walk(number: int) -> None:
+            for step in ("1", "2", "3"):
+                values = {"n": number, "list": [number, step]}
+                versions: dict[str, Any] = dict.fromkeys(values, step)
+                config = saver.put(at(f"t{number}"), bare(step, values, versions), {}, versions)
+                saver.put_writes(config, [("n", number)], "task")
+                found = saver.get_tuple(at(f"t{number}"))
+                assert found is not None
+                assert found.checkpoint["channel_values"] == values
+                assert found.pending_writes == [("task", "n", number)]
+
+        tasks = [threads.submit(walk, number) for number in range(60)]
+        failed = {number: error for number, task in enumerate(tasks) if (error := task.exception(20))}
+        assert {number: type(error) for number, error in failed.items()} == {13: errors.CheckViolation}
+        found = watch.execute("SELECT count(DISTINCT xmin::text), count(*) FROM checkpoints").fetchone()
+        assert found is not None
+        assert found[1] == 59 * 3 + 1
+        assert found[0] < 120
+        watch.execute(KILL)
+        lost = [threads.submit(saver.get_tuple, at(f"t{number}")) for number in range(40)]
+        assert {type(task.exception(20)) for task in lost} <= {ConnectError, type(None)}
