@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -144,6 +145,23 @@ def test_sync_graph(pooled: str) -> None:
         assert db.checkpointer is not None
         db.checkpointer.prune(["t0"], strategy="delete")
         assert db.checkpointer.get_tuple(_thread(0)) is None
+
+
+def test_threads_at_once(pooled: str) -> None:
+    with persistence.open(pooled) as db, ThreadPoolExecutor(40) as threads:
+        graph = _graph(db.checkpointer)
+        runs = [threads.submit(graph.invoke, {"n": 0, "seen": []}, _thread(number)) for number in range(40)]
+        assert [run.result()["n"] for run in runs] == [5] * 40
+
+
+async def test_store(pooled: str) -> None:
+    """Reads of many tasks, by one pipeline, and writes."""
+    async with persistence.aopen(pooled) as db:
+        assert db.store is not None
+        for turn in range(7):  # as often as a statement would have to be used to be prepared
+            await asyncio.gather(*(db.store.aput(("a",), f"{n}", {"n": n + turn}) for n in range(20)))
+            found = await asyncio.gather(*(db.store.aget(("a",), f"{n}") for n in range(20)))
+            assert [item.value["n"] for item in found if item] == [n + turn for n in range(20)]
 
 
 async def test_health(pooled: str) -> None:

@@ -19,7 +19,16 @@ from psycopg.abc import PQGen
 from psycopg_pool import PoolTimeout
 
 from persistence.backends.postgres.arguments import Statement
-from persistence.backends.postgres.batches import AT_ONCE, STALLED, STUCK, Rows, Size, next_queue, outcome, taken
+from persistence.backends.postgres.batches import (
+    AT_ONCE,
+    STALLED,
+    STUCK,
+    Rows,
+    Size,
+    next_queue,
+    outcome,
+    taken,
+)
 from persistence.backends.postgres.connection import Pool, PoolConnection
 from persistence.backends.postgres.wire import LARGE, size_of
 
