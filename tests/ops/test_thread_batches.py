@@ -160,6 +160,17 @@ def test_who_waits_for_a_lock_does_not_hold_up_the_others(
     assert stored(watch) == list(range(10))
 
 
+def test_a_slow_server_does_not_begin_again_and_again(
+    batches: ThreadBatches, threads: ThreadPoolExecutor, watch: psycopg.Connection[Any]
+) -> None:
+    watch.execute("CREATE SEQUENCE begun")  # counts what was rolled back, too
+    slow = "INSERT INTO done (id) SELECT nextval('begun')::int FROM pg_sleep(0.05) RETURNING id"
+    # Together they take longer than a batch may.
+    for one in [threads.submit(batches.write, (slow, {})) for _ in range(64)]:
+        one.result()
+    assert watch.execute("SELECT last_value FROM begun").fetchall()[0][0] < 3 * 64
+
+
 def test_others_are_served_while_as_many_as_go_alone_are_stuck(batches: ThreadBatches, busy: Busy) -> None:
     busy.begin(4)
     assert batches.read((_ID, {"id": 1})) == [(1,)]

@@ -334,7 +334,7 @@ class Sent(Protocol[C]):
 
 
 class Size:
-    """How many operations go together: as many as this server manages in time. What it does beyond is lost."""
+    """How many operations go together: as many as this server manages in time; the rest would be lost."""
 
     def __init__(self) -> None:
         self.most = MOST
