@@ -15,8 +15,7 @@ from langgraph.checkpoint.base import Checkpoint
 
 import persistence
 from persistence import Settings
-from persistence.backends.sqlite.savers import AsyncSqliteSaver, SqliteSaver
-from persistence.errors import ClosedError
+from persistence.backends.sqlite.savers import SqliteSaver
 from persistence.testing.marks import clause
 
 PROCESSES, THREADS, STEPS = 5, 4, 40
@@ -127,32 +126,6 @@ async def test_a_large_value_is_let_go_of_when_it_is_stored_or_delivered(tmp_pat
         async with asyncio.timeout(10):
             while any(result() is not None for result in results):  # noqa: ASYNC110 - nothing tells it
                 await asyncio.sleep(0.01)
-
-
-@clause("W6")
-async def test_what_the_tasks_of_a_loop_write_in_one_round_shares_a_commit(tmp_path: Path) -> None:
-    async with persistence.aopen(f"sqlite:///{tmp_path / 'chat.db'}") as db:
-        saver = db.checkpointer
-        assert isinstance(saver, AsyncSqliteSaver)
-        await asyncio.gather(*(saver.aput(_at(f"t{n}"), _checkpoint("1"), {}, {}) for n in range(100)))
-        assert saver.figures() == {"queue_length": 0, "commits": 1, "committed_operations": 100}
-
-
-@clause("F4")
-async def test_what_was_asked_in_the_round_of_the_close_is_answered(tmp_path: Path) -> None:
-    async with persistence.aopen(f"sqlite:///{tmp_path / 'chat.db'}") as db:
-        saver = db.checkpointer
-        assert isinstance(saver, AsyncSqliteSaver)
-        await saver.aget_tuple(_at("t"))  # the readers run
-        asked = [saver.aput(_at("t"), _checkpoint("1"), {}, {}), saver.aget_tuple(_at("t"))]
-        tasks = [asyncio.ensure_future(one) for one in asked]
-        asyncio.get_running_loop().call_soon(saver.close)  # before the writer and the readers are woken
-        stored, found = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
-        assert stored == _at("t", "1")
-        assert found is None or isinstance(found, ClosedError)
-    async with persistence.aopen(f"sqlite:///{tmp_path / 'chat.db'}") as db:
-        assert db.checkpointer is not None
-        assert await db.checkpointer.aget_tuple(_at("t")) is not None
 
 
 def _at(thread: str, checkpoint: str | None = None) -> Any:

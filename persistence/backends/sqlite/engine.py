@@ -11,25 +11,112 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from persistence.backends.sqlite.codec import load_metadata
 from persistence.backends.sqlite.connection import SqliteDatabase, error_code, translate
-from persistence.backends.sqlite.jobs import Job, LoopJob, Outbox, T, Waiting, Work
 from persistence.backends.sqlite.recent import Recent
 from persistence.errors import ClosedError
 from persistence.metadata import comparable, matches, run_text
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
 
 _READERS = 4
 _BATCH = 512
 # Milliseconds for one try to get the write lock.
 _TRY = 5
+
+
+class _Job(Generic[T]):
+    """Work that another thread does, for a thread that waits."""
+
+    __slots__ = ("_done", "cancelled", "error", "result", "work")
+
+    def __init__(self, work: Work[T]) -> None:
+        self.work = work
+        self.result: T
+        self.error: BaseException | None = None
+        self.cancelled = False
+        self._done = threading.Lock()
+        self._done.acquire()
+
+    def settle(self) -> None:
+        self._done.release()
+
+    def wait(self, timeout: float = -1) -> T:
+        try:
+            if not self._done.acquire(timeout=timeout):
+                raise TimeoutError
+        except BaseException:  # an interrupt, too: what did not begin shall not happen
+            self.cancelled = True
+            raise
+        return self.outcome()
+
+    def outcome(self) -> T:
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+class _LoopJob(Generic[T]):
+    """Work that another thread does, for a task of an event loop."""
+
+    __slots__ = ("error", "future", "outbox", "result", "work")
+
+    def __init__(self, work: Work[T], outbox: _Outbox) -> None:
+        self.work = work
+        self.result: T
+        self.error: BaseException | None = None
+        self.outbox = outbox
+        self.future: asyncio.Future[T] = outbox.loop.create_future()
+
+    @property
+    def cancelled(self) -> bool:
+        return self.future.cancelled()
+
+    def settle(self) -> None:
+        self.outbox.post(self)
+
+    def deliver(self) -> None:
+        if self.future.done():  # cancelled meanwhile; what it wrote is written
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+class _Outbox:
+    """What other threads finished for one event loop; it is woken once for all that waits.
+
+    Waking a loop is a system call, and gives the interpreter lock away.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._jobs: deque[_LoopJob[Any]] = deque()
+        self._woken = False
+
+    def post(self, job: _LoopJob[Any]) -> None:
+        self._jobs.append(job)
+        if not self._woken:
+            self._woken = True
+            with suppress(RuntimeError):  # the loop is closed, nobody waits
+                self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False  # before looking: what comes after the last look wakes the loop again
+        while self._jobs:
+            self._jobs.popleft().deliver()
 
 
 class Engine:
@@ -38,13 +125,13 @@ class Engine:
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
         self.recent = Recent()
-        self._waiting = Waiting(1)
-        self._jobs = self._waiting.jobs
+        self._jobs: deque[_Job[Any] | _LoopJob[Any]] = deque()
+        self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         # Guards the promise that what was accepted before the close is carried out.
         self._accepting = threading.Lock()
         self._closed = False
         self._readers = None if database.path is None else _Readers(database)
-        self._outbox: Outbox | None = None
+        self._outbox: _Outbox | None = None
         # Held by whoever uses the writer's connection.
         self._writing = threading.Lock()
         self._conn: sqlite3.Connection | None = None
@@ -64,7 +151,9 @@ class Engine:
         transaction by itself.
         """
         if self._jobs or self._writing.locked():
-            return self._hand_over(work)
+            job = _Job(work)
+            self._enqueue(job)
+            return job.wait()
         with self._writing:
             self.check_open()
             result = self._alone(work, atomic)
@@ -73,17 +162,18 @@ class Engine:
 
     def write_within(self, work: Work[T], timeout: float) -> T:
         """As :meth:`write`, but raise ``TimeoutError`` where it takes longer."""
-        return self._hand_over(work, timeout)
+        job = _Job(work)
+        self._enqueue(job)
+        return job.wait(timeout)
 
     def read_within(self, work: Work[T], timeout: float) -> T:
         """As :meth:`read`, but raise ``TimeoutError`` where it takes longer."""
         if self._readers is None:
             return self.write_within(work, timeout)
-        job = Job(work)
+        job = _Job(work)
         with self._accepting:
             self.check_open()
-            waiting = self._readers.add(job)
-        waiting.ring()
+            self._readers.submit(job)
         return job.wait(timeout)
 
     def figures(self) -> dict[str, float]:
@@ -96,10 +186,8 @@ class Engine:
 
     def awrite(self, work: Work[T]) -> asyncio.Future[T]:
         """As :meth:`write`, in another thread."""
-        outbox = self._outbox_here()
-        job = LoopJob(work, outbox)
+        job = _LoopJob(work, self._outbox_here())
         self._enqueue(job)
-        outbox.ring(self._waiting)
         return job.future
 
     def read(self, work: Work[T]) -> T:
@@ -121,12 +209,10 @@ class Engine:
         """As :meth:`read`, in another thread."""
         if self._readers is None:
             return self.awrite(work)
-        outbox = self._outbox_here()
-        job = LoopJob(work, outbox)
+        job = _LoopJob(work, self._outbox_here())
         with self._accepting:
             self.check_open()
-            waiting = self._readers.add(job)
-        outbox.ring(waiting)
+            self._readers.submit(job)
         return job.future
 
     def check_open(self) -> None:
@@ -140,7 +226,7 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
-            self._waiting.close()
+            self._bell.put(False)
         deadline = time.monotonic() + timeout
         if self._readers is not None:
             # The writer goes last: only a connection that may write empties the log into the file.
@@ -148,29 +234,23 @@ class Engine:
         self._drained.set()
         self._writer.join(max(0.0, deadline - time.monotonic()))
 
-    def _enqueue(self, job: Job[Any] | LoopJob[Any]) -> None:
+    def _enqueue(self, job: _Job[Any] | _LoopJob[Any]) -> None:
         with self._accepting:
             self.check_open()
             self._jobs.append(job)
+            self._bell.put(True)
 
-    def _hand_over(self, work: Work[T], timeout: float = -1) -> T:
-        job = Job(work)
-        self._enqueue(job)
-        self._waiting.ring()
-        return job.wait(timeout)
-
-    def _outbox_here(self) -> Outbox:
+    def _outbox_here(self) -> _Outbox:
         loop = asyncio.get_running_loop()
         outbox = self._outbox
         if outbox is None or outbox.loop is not loop:
-            outbox = self._outbox = Outbox(loop)
+            outbox = self._outbox = _Outbox(loop)
         return outbox
 
     def _write(self) -> None:
         """The writer's thread."""
-        for _ in self._waiting.rings():
-            while self._jobs:
-                self._write_waiting()
+        while self._bell.get():
+            self._write_waiting()
         self._drained.wait()
         with self._writing:
             if self._conn is not None:
@@ -186,7 +266,7 @@ class Engine:
         for job in batch:
             job.settle()
 
-    def _commit(self, batch: Sequence[Job[Any] | LoopJob[Any]]) -> None:
+    def _commit(self, batch: Sequence[_Job[Any] | _LoopJob[Any]]) -> None:
         """Do the jobs in one transaction; if one fails, each in its own, so that it fails alone."""
         try:
             conn = self._connected()
@@ -289,19 +369,17 @@ class _Readers:
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
         self._slots = [_Slot() for _ in range(_READERS)]
-        self._waiting = Waiting(_READERS)
+        self._jobs: queue.SimpleQueue[_Job[Any] | _LoopJob[Any] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closed = False
 
-    def add(self, job: Job[Any] | LoopJob[Any]) -> Waiting:
-        """Give what is to be rung for it."""
-        self._waiting.jobs.append(job)
+    def submit(self, job: _Job[Any] | _LoopJob[Any]) -> None:
+        self._jobs.put(job)
         if not self._threads:
             for number in range(_READERS):
                 name = f"persistence-sqlite-reader-{number}"
                 self._threads.append(threading.Thread(target=self._read, name=name, daemon=True))
                 self._threads[-1].start()
-        return self._waiting
 
     def run(self, work: Work[T]) -> T:
         free = (slot for slot in self._slots if not slot.lock.locked())
@@ -315,7 +393,8 @@ class _Readers:
 
     def close(self, timeout: float) -> None:
         self._closed = True
-        self._waiting.close()
+        for _ in self._threads:
+            self._jobs.put(None)
         deadline = time.monotonic() + timeout
         for slot in self._slots:
             if slot.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
@@ -324,13 +403,11 @@ class _Readers:
                 slot.lock.release()
 
     def _read(self) -> None:
-        jobs = self._waiting.jobs
-        for _ in self._waiting.rings():
-            with suppress(IndexError):  # another thread was faster
-                while jobs:
-                    self._answer(jobs.popleft())
+        while (job := self._jobs.get()) is not None:
+            self._answer(job)
+            del job  # with its result, which may be large
 
-    def _answer(self, job: Job[Any] | LoopJob[Any]) -> None:
+    def _answer(self, job: _Job[Any] | _LoopJob[Any]) -> None:
         if job.cancelled:
             return
         try:

@@ -25,8 +25,7 @@ from persistence import rules
 from persistence.backends.sqlite import sql
 from persistence.backends.sqlite.codec import Codec, codec_for, load_metadata
 from persistence.backends.sqlite.connection import SqliteDatabase
-from persistence.backends.sqlite.engine import Engine, snapshot
-from persistence.backends.sqlite.jobs import T, Work
+from persistence.backends.sqlite.engine import Engine, T, snapshot
 from persistence.backends.sqlite.probe import probe
 from persistence.backends.sqlite.put import PutWork
 from persistence.contract import Probe
@@ -37,6 +36,7 @@ from persistence.metrics import ASYNC_OPERATIONS, OPERATIONS, Meter, measured
 
 _CLOSE_TIMEOUT = 5.0
 
+Work = Callable[[sqlite3.Connection], T]
 Sends = list[sql.WriteRow]
 
 
