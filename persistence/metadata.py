@@ -10,14 +10,16 @@ import json
 import math
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import ormsgpack
-from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import CheckpointMetadata, get_checkpoint_metadata
 
 from persistence.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import CheckpointMetadata
 
 _LEGACY = "writes"
 _MAX_DEPTH = 200
@@ -47,6 +49,8 @@ def metadata_text(config: RunnableConfig, metadata: CheckpointMetadata | None) -
     Raises:
         InvalidInputError: A value is not JSON; the message names its key.
     """
+    from langgraph.checkpoint.base import get_checkpoint_metadata  # half a second, which others need not wait
+
     merged = cast(dict[str, Any], get_checkpoint_metadata(config, metadata or {}))
     merged.pop(_LEGACY, None)
     if pack_clean(merged) is not None:

@@ -15,8 +15,9 @@ from psycopg import errors
 from persistence import rules
 from persistence.backends.postgres import sql
 from persistence.backends.postgres.known import Fact, KnownRows, Row, Where
+from persistence.backends.postgres.markers import NO_VALUE, marker
 from persistence.backends.postgres.steps import Rows, Steps
-from persistence.backends.postgres.values import EMPTY, NO_VALUE, is_inline, marker
+from persistence.backends.postgres.values import EMPTY, is_inline
 from persistence.metadata import json_text
 from persistence.metrics import Meter
 from persistence.rules import Typed

@@ -16,12 +16,8 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from persistence import rules
 from persistence.backends.postgres import sql
 from persistence.backends.postgres.known import Fact, KnownRows, Where
-from persistence.backends.postgres.values import (
-    EMPTY,
-    MARKER,
-    load_values,
-    unpack,
-)
+from persistence.backends.postgres.markers import MARKER
+from persistence.backends.postgres.values import EMPTY, load_values, unpack
 from persistence.backends.postgres.wire import LARGE
 from persistence.delta import Ancestor, delta_history
 from persistence.errors import ConflictError

@@ -2,7 +2,7 @@
 
 Row formats: ``langgraph-checkpoint-postgres`` 3.2.0. Scalars stand in the checkpoint's JSONB, every other
 value in ``checkpoint_blobs`` under its channel's version; a blob wins over a scalar, and a marker of
-our own savers (see ``persistence.backends.postgres.values``) over a blob.
+our own savers (see ``persistence.backends.postgres.markers``) over a blob.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from psycopg.rows import tuple_row
 
 from persistence import schema
 from persistence.backends.postgres.connection import connect, database_identity, translate
-from persistence.backends.postgres.values import is_marker, unmark
+from persistence.backends.postgres.markers import is_marker, unmark
 from persistence.errors import SchemaError, SourceError
 from persistence.transfer.canonical import (
     NotCanonicalError,

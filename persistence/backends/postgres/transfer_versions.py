@@ -4,7 +4,7 @@ SQLite keeps the whole state in each checkpoint, so a graph that changes its sta
 returning it, leaves several values under one version there. LangGraph's Postgres layout has one blob for
 each version. It gets what the newest checkpoint at this version holds, since that is what a graph goes on
 from, whoever reads it. The others stand in the rows of their checkpoints, as the markers that our own savers
-write (``persistence.backends.postgres.values``).
+write (``persistence.backends.postgres.markers``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from persistence.backends.postgres.values import marker
+from persistence.backends.postgres.markers import marker
 from persistence.errors import TransferError
 from persistence.transfer.canonical import inline_json
 from persistence.transfer.digest import describe

@@ -2,14 +2,12 @@
 
 The official saver keeps ``None``, text, numbers and booleans inside the row's JSONB and all else
 in ``checkpoint_blobs``, by channel and version. Here JSONB holds only what it gives back unchanged.
-Two things that this layout has no place for go into the row as a *marker*, an object that the
-layout never holds otherwise: a value whose channel has no version, and a value under a version
-that already names another value in the blob table.
+What has no place in this layout goes into the row as a marker
+(``persistence.backends.postgres.markers``).
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,12 +16,10 @@ from typing import Any
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 
+from persistence.backends.postgres.markers import is_marker, unmark
 from persistence.backends.postgres.wire import LARGE
-from persistence.rules import Typed, writes_plain_msgpack
+from persistence.rules import writes_plain_msgpack
 
-MARKER = "__persistence__"
-NO_VALUE = {MARKER: None}
-"""The marker for the absence of a value."""
 _MAX_INLINE_TEXT = 1000
 _MIN_INT, _MAX_INT = -(2**63), 2**64  # what msgpack can hold: the same is refused everywhere
 EMPTY = "empty"  # the official savers' type of a blob that holds nothing
@@ -45,26 +41,6 @@ def is_inline(value: Any) -> bool:
     if kind is str:
         return len(value) <= _MAX_INLINE_TEXT and "\0" not in value and _is_encodable(value)
     return False
-
-
-def marker(value: Typed | None) -> dict[str, Any]:
-    """The marker for a value, or for the absence of one."""
-    if value is None:
-        return NO_VALUE
-    return {MARKER: [value[0], base64.b64encode(value[1]).decode()]}
-
-
-def is_marker(value: Any) -> bool:
-    """Whether what a row holds in a channel is a marker."""
-    return isinstance(value, dict) and MARKER in value
-
-
-def unmark(value: Any) -> Typed | None:
-    """What a marker holds; ``None`` for the absence of a value."""
-    if value[MARKER] is None:
-        return None
-    type_, text = value[MARKER]
-    return type_, base64.b64decode(text)
 
 
 def unpack(
