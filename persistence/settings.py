@@ -199,8 +199,8 @@ class Settings(BaseSettings):
         ge=1,
         le=MAX_WORKERS,
         examples=["4"],
-        description="Processes that write into Postgres at once while data is moved, see "
-        "[Moving data](moving-data.md#workers). Not set: one for each two cores, up to four.",
+        description="Processes that read, write into Postgres and compare while data is moved, see "
+        "[Moving data](moving-data.md#workers). Not set: one for each core, up to four.",
     )
     health_timeout: Seconds = Field(
         2.0, description="Seconds that a health check may take, also while the database hangs."

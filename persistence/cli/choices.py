@@ -76,7 +76,7 @@ Workers = Annotated[
         metavar="N",
         min=1,
         max=MAX_WORKERS,
-        help="Processes that write into Postgres at once; not given, the settings decide.",
+        help="Processes that read and write at once; not given, the settings decide.",
     ),
 ]
 

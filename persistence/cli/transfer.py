@@ -239,6 +239,7 @@ def verify(
             help="Keep the progress in FILE; run again after an interruption, it goes on there.",
         ),
     ] = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> int:
     """Compare two sides by content, or check an archive by itself. Exit code 7 if they differ."""
@@ -271,6 +272,7 @@ def verify(
             include=parts(include, select),
             vectors=not without_vectors,
             allow_pickle=allow_pickle,
+            workers=workers,
         )
         run.ended("equal" if verdict.equal else "different", verdict.to_json())
     document = json.loads(verdict.to_json())

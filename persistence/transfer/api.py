@@ -41,9 +41,10 @@ from persistence.transfer.report import Progress, Report, StoreTotals, no_progre
 from persistence.transfer.sampling import Sample
 from persistence.transfer.selection import Selection
 from persistence.transfer.setting_aside import Rejects
-from persistence.transfer.sides import Side, open_source, open_target, require_decrypt
+from persistence.transfer.sides import Side, open_source, open_target, require_decrypt, workers_of
 from persistence.transfer.spool import Spool
 from persistence.transfer.store import StoreMove
+from persistence.transfer.workers import Crew
 
 if TYPE_CHECKING:
     from persistence.contract import Provider
@@ -162,6 +163,7 @@ def verify(
     allow_pickle: bool = False,
     include: Collection[Part] = THREADS,
     vectors: bool = True,
+    workers: int | None = None,
 ) -> Verdict:
     """Compare two sides by content, each digest computed from that side's own rows.
 
@@ -177,6 +179,7 @@ def verify(
         include: What to compare; see :class:`Options`.
         vectors: Whether the embeddings of items are compared.
         allow_pickle: Compare rows that are pickled, too. To read them from SQLite runs code.
+        workers: Processes that read; ``None`` leaves it to the settings.
 
     Raises:
         SourceError: A side cannot be read, or a comparison that is resumed has other sides by now.
@@ -188,11 +191,13 @@ def verify(
     with (
         open_source(left, settings, allow_pickle=allow_pickle) as lefts,
         open_source(right, settings, allow_pickle=allow_pickle) as rights,
+        Crew(workers or workers_of(settings, right, left)) as crew,
     ):
         options = Options(select=select, include=include, vectors=vectors)
         one, other = included(lefts, options), included(rights, options)
         with StoreMove(one, options, clock) as store:
-            verdict = Comparison(one, other, check, clock, subset=subset, about=about).run()
+            comparison = Comparison(one, other, check, clock, subset=subset, about=about, crew=crew)
+            verdict = comparison.run()
             store.verify(other, verdict, subset=subset)
         verdict.items_left_out = left_out(lefts, options) + left_out(rights, options)
         return verdict
@@ -307,12 +312,18 @@ def verify_archive(
 
 def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, verify: bool) -> Report:
     source = included(whole, options)
-    with provider.sink() as sink, Spool() as spool, StoreMove(source, options, clock) as store:
+    workers = options.workers or provider.settings.transfer_workers
+    with (
+        provider.sink() as sink,
+        Spool() as spool,
+        StoreMove(source, options, clock) as store,
+        Crew(workers) as crew,
+    ):
         rejects: Iterable[SetAside] = ()
         if options.on_reject == "set-aside":
             unfit = Rejects.of(source, sink.preflight(), clock)
             source, rejects = unfit.accepted(), unfit.rows()
-        found = scan(source, spool, clock, sink.preflight())
+        found = scan(source, spool, clock, sink.preflight(), crew=crew)
         conflict = store.join(found, sink.store().preflight(), sink=sink)
         if options.on_conflict == "error":
             refuse_strangers(source, sink, spool)
@@ -322,14 +333,14 @@ def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, 
         schema.setup(provider)
         with sink.exclusive():
             refuse_followed(sink, found, spool)
-            workers = options.workers or provider.settings.transfer_workers
-            copied = copy(source, sink, found, spool, clock, replace(options, workers=workers), rejects)
+            copied = copy(source, sink, found, spool, clock, options, rejects, crew)
             if not copied.already_done:
                 copied.written += store.copy(sink, copied.run_id)
                 if verify:
                     with provider.source(allow_pickle=options.allow_pickle) as target:
                         apart = frozenset([*copied.having("skip"), *copied.having("merge")])
-                        verdict = verify_copy(source, target, spool, clock, found.totals.checkpoints, apart)
+                        expected = found.totals.checkpoints
+                        verdict = verify_copy(source, target, spool, clock, expected, apart, crew)
                         store.verify(target, verdict, subset=True)
                     verify_merged(source, sink, copied.having("merge"), verdict)
                     verdict.require()

@@ -34,6 +34,7 @@ class ArchiveSource:
     """An archive as the source of a transfer. A context manager."""
 
     database = None
+    divisible = False
 
     def __init__(
         self, folder: Path, manifest: fmt.Manifest | None = None, *, allow_pickle: bool = True

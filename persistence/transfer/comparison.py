@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,21 +13,19 @@ from typing import TYPE_CHECKING
 
 from persistence.errors import UnsupportedError
 from persistence.transfer.difference import Depth, Verdict
-from persistence.transfer.digest import digests
-from persistence.transfer.engine import Clock, Meter, metered
+from persistence.transfer.engine import Clock, Meter
 from persistence.transfer.progress_file import ProgressFile
+from persistence.transfer.reading import Pieces, digest_by
 from persistence.transfer.records import Source
 from persistence.transfer.sampling import Sample
 from persistence.transfer.verify import compare
+from persistence.transfer.workers import ALONE, Crew, Done
 
 if TYPE_CHECKING:
-    from persistence.transfer.semantic import Official
+    from persistence.transfer.semantic import Official, Tuples
 
-_FIRST_THREADS = 16
-_MOST_THREADS = 5_000
-_QUICK = 0.5
-"""Seconds: after a round that was quicker than this the next one has twice as many threads."""
-_SLOW = 3.0
+_SAVED_EVERY = 0.5
+"""Seconds between two notes of how far it has come: to make one takes a look at the tables and a write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +57,7 @@ class Comparison:
         clock: Told how far it has come.
         subset: Threads that only the right side has are no difference.
         about: What else says what is compared, for a comparison that is resumed.
+        crew: Who reads, where digests are compared.
     """
 
     def __init__(
@@ -69,12 +69,14 @@ class Comparison:
         *,
         subset: bool = False,
         about: str = "",
+        crew: Crew = ALONE,
     ) -> None:
         self._sides = (left, right)
         self._check = check
         self._clock = clock
         self._subset = subset
         self._about = about
+        self._crew = crew
         self._sample = Sample.drawn(check.sample, check.seed) if check.sample is not None else None
         self._verdict = Verdict(left.label, right.label, check.depth)
         self._after: str | None = None
@@ -88,15 +90,16 @@ class Comparison:
             UnsupportedError: A side has no official saver.
         """
         with self._clock.phase("verify"):
-            compare_some = self._by_digests if self._check.depth == "digests" else self._by_tuples()
+            compared = self._by_digests if self._check.depth == "digests" else self._by_tuples()
             self._continue()
             total = 0 if self._sample else self._sides[0].count()
             meter = Meter(self._clock, "verify", total)
             meter.totals.checkpoints = self._verdict.checkpoints
-            for threads in self._some():
-                compare_some(threads, meter)
-                if self._file is not None:
+            saved = -math.inf
+            for threads in compared(Pieces(self._chosen(), *self._sides), meter):
+                if self._file is not None and time.monotonic() - saved >= _SAVED_EVERY:
                     self._file.save(self._asked(), self._sides, self._verdict, threads[-1])
+                    saved = time.monotonic()
             meter.tell()
             if self._file is not None:
                 self._file.done()
@@ -125,58 +128,52 @@ class Comparison:
         for thread, _ in groupby(ids):
             yield thread
 
-    def _some(self) -> Iterator[list[str]]:
-        """The threads that are to be compared, in rounds that take about a second."""
+    def _chosen(self) -> Iterator[str]:
+        """The ids of those that are to be compared."""
         limit = self._sample.limit(self._threads()) if self._sample else None
-        size, total, some = _FIRST_THREADS, 0, list[str]()
+        total = 0
         for thread in self._threads():
             total += 1
             if self._after is not None and thread <= self._after:
                 continue
             if self._sample is not None and limit is not None and self._sample.rank(thread) > limit:
                 continue
-            some.append(thread)
-            if len(some) == size:
-                began = time.monotonic()
-                yield some
-                seconds = time.monotonic() - began
-                size = min(size * 2, _MOST_THREADS) if seconds < _QUICK else size
-                size = max(size // 2, 1) if seconds > _SLOW else size
-                some = []
+            yield thread
         self._verdict.total_threads = total
-        if some:
-            yield some
 
-    def _by_digests(self, threads: list[str], meter: Meter) -> None:
+    def _by_digests(self, pieces: Pieces[str], meter: Meter) -> Iterator[list[str]]:
         left, right = self._sides
-        compare(
-            left,
-            right,
-            digests(metered(left.records(threads, data=False), meter)),
-            digests(right.records(threads, data=False)),
-            self._verdict,
-        )
+        for threads, (mine, theirs) in digest_by(self._crew, self._sides, pieces, meter.add):
+            compare(left, right, mine, theirs, self._verdict)
+            yield threads
 
-    def _by_tuples(self) -> Callable[[list[str], Meter], None]:
+    def _by_tuples(self) -> Callable[[Pieces[str], Meter], Iterator[list[str]]]:
         from persistence.transfer.semantic import Tuples
 
         one, other = map(_official, self._sides)
         tuples = Tuples(self._sides[0].label, self._sides[1].label, one, other)
 
-        def compare_some(threads: list[str], meter: Meter) -> None:
-            for thread in threads:
-                self._verdict.threads += 1
-                tuples.checkpoints = tuples.writes = tuples.beside = 0
-                found = tuples.differences(thread)
-                if (first := next(found, None)) is not None:
-                    self._verdict.note(chain([first], found))
-                self._verdict.checkpoints += tuples.checkpoints
-                self._verdict.writes += tuples.writes
-                self._verdict.beside += tuples.beside
-                meter.totals.checkpoints = self._verdict.checkpoints
-                meter.tell()
+        def compared(pieces: Pieces[str], meter: Meter) -> Iterator[list[str]]:
+            for threads in pieces:
+                began = time.monotonic()
+                for thread in threads:
+                    self._compare_tuples(tuples, thread)
+                    meter.totals.checkpoints = self._verdict.checkpoints
+                    meter.tell()
+                pieces.took(Done(threads, None, time.monotonic() - began))
+                yield threads
 
-        return compare_some
+        return compared
+
+    def _compare_tuples(self, tuples: Tuples, thread: str) -> None:
+        self._verdict.threads += 1
+        tuples.checkpoints = tuples.writes = tuples.beside = 0
+        found = tuples.differences(thread)
+        if (first := next(found, None)) is not None:
+            self._verdict.note(chain([first], found))
+        self._verdict.checkpoints += tuples.checkpoints
+        self._verdict.writes += tuples.writes
+        self._verdict.beside += tuples.beside
 
 
 def _official(side: Source) -> Official:

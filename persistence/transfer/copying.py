@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from persistence.errors import TransferError
@@ -20,9 +22,12 @@ from persistence.transfer.conflicts import Present
 from persistence.transfer.digest import line
 from persistence.transfer.keys import pack
 from persistence.transfer.ledger import Action, LedgerEntry, Run
-from persistence.transfer.records import Batch, Checkpoint, Record, Reject, Sink, Value, Write
-from persistence.transfer.report import content_bytes
+from persistence.transfer.records import Batch, Checkpoint, Record, Reject, Sink, Source, Value, Write
+from persistence.transfer.report import content_bytes, counted
 from persistence.transfer.spool import Spool
+from persistence.transfer.workers import Open, OpenSink, Tell, Telling
+
+_NAP = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +122,46 @@ def of_segments(
         yield segment, take(segment.threads[-1])
 
 
+@dataclass(frozen=True, slots=True)
+class Moving:
+    """The job of writing, a segment at a time."""
+
+    source: Open
+    sink: OpenSink
+    task: Task
+    meanwhile: Callable[[], None] | None = None
+    """Called now and then while a batch is written."""
+
+    @contextmanager
+    def begun(self) -> Iterator[Callable[[Segment, Tell], int]]:
+        """See :class:`persistence.transfer.workers.Job`; a piece gives the number of its batches."""
+        skipped = frozenset(self.task.having("skip"))
+        with (
+            self.source() as source,
+            self.sink() as sink,
+            Writer(sink, self.task, self.meanwhile) as writer,
+        ):
+            yield partial(_move, source, sink, writer, skipped)
+
+
+def _move(
+    source: Source, sink: Sink, writer: Writer, skipped: Collection[str], segment: Segment, tell: Tell
+) -> int:
+    counts, before = Telling(tell), writer.written
+    records = source.records([thread for thread in segment.threads if thread not in skipped])
+    with closing(sink.placed(counted(records, counts))) as placed:
+        for batch in writer.batches(placed, segment):
+            writer.add(batch)
+            counts.tell()
+    return writer.written - before
+
+
 class Writer:
     """Cuts a segment into batches and writes each while the next one is read. A context manager."""
 
-    def __init__(self, sink: Sink, task: Task) -> None:
+    def __init__(self, sink: Sink, task: Task, meanwhile: Callable[[], None] | None = None) -> None:
         self.written = 0
+        self._meanwhile = meanwhile
         self._sink = sink
         self._task = task
         self._replaces = set(task.having("replace"))
@@ -188,6 +228,9 @@ class Writer:
         """Wait until the batch that is under way is committed."""
         pending, self._pending = self._pending, None
         if pending is not None:
+            while self._meanwhile is not None and not pending.done():
+                wait([pending], _NAP)
+                self._meanwhile()
             pending.result()
 
     def _batch(self, number: int, records: list[Value | Checkpoint | Write], size: int) -> Batch:

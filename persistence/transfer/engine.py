@@ -15,18 +15,19 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from persistence import metrics
 from persistence.errors import ConflictError, SchemaError
 from persistence.transfer.collecting import rarely_collected
 from persistence.transfer.conflicts import decide, merged
-from persistence.transfer.copying import Limits, Task, Writer, of_segments, segments
+from persistence.transfer.copying import Limits, Moving, Task, Writer, of_segments, segments
 from persistence.transfer.difference import Difference, Verdict
-from persistence.transfer.digest import Digester, Fingerprint, ThreadDigest, describe, digests
+from persistence.transfer.digest import Fingerprint, describe
 from persistence.transfer.ledger import Action, Ledger, Run, SetAside
 from persistence.transfer.options import Options
 from persistence.transfer.preflight import RefusedError
+from persistence.transfer.reading import Copyist, Pieces, digest_by, divided, read, read_by
 from persistence.transfer.records import (
     Checkpoint,
     Preflight,
@@ -35,12 +36,12 @@ from persistence.transfer.records import (
     Sink,
     Source,
 )
-from persistence.transfer.report import Phase, Progress, Totals
+from persistence.transfer.report import TOLD_EVERY, Phase, Progress, Totals, counted
 from persistence.transfer.selection import without
 from persistence.transfer.spool import Spool
 from persistence.transfer.survey import Finding, Sizes, Survey
 from persistence.transfer.verify import compare
-from persistence.transfer.workers import Job, move, sensible, shared, shared_sink
+from persistence.transfer.workers import ALONE, Crew, itself, shared, shared_sink
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,6 @@ BATCH_BYTES = 8_000_000
 SEGMENT_BATCHES = 4
 """Full batches of a segment: few, so that workers end at about the same time."""
 _THREADS_AT_ONCE = 5_000
-_TOLD_EVERY = 64
 _SHOWN = 20
 
 
@@ -104,7 +104,7 @@ class Meter:
     def see(self, record: Record) -> None:
         """Count one record."""
         self.totals.see(record)
-        if isinstance(record, Checkpoint) and self.totals.checkpoints % _TOLD_EVERY == 0:
+        if isinstance(record, Checkpoint) and self.totals.checkpoints % TOLD_EVERY == 0:
             self.tell()
 
     def add(self, some: Totals) -> None:
@@ -133,63 +133,44 @@ class Scan:
     """The store that moves along."""
 
 
-class Copyist(Protocol):
-    """Takes what a scan reads: an archive being written."""
-
-    def add(self, record: Record) -> None:
-        """The next record."""
-
-    def end_thread(self, digest: ThreadDigest) -> None:
-        """The thread of the records before is complete."""
-
-
 def scan(
-    source: Source, spool: Spool, clock: Clock, preflight: Preflight, copyist: Copyist | None = None
+    source: Source,
+    spool: Spool,
+    clock: Clock,
+    preflight: Preflight,
+    copyist: Copyist | None = None,
+    crew: Crew = ALONE,
 ) -> Scan:
     """Read everything once: each thread's digest goes into ``spool``.
 
     Raises:
         RefusedError: There are rows that the target cannot hold.
     """
-    found = look(source, spool, clock, preflight, copyist)
+    found = look(source, spool, clock, preflight, copyist, crew)
     if found.problems:
         raise RefusedError(source.label, found.problems)
     return found
 
 
 def look(
-    source: Source, spool: Spool, clock: Clock, preflight: Preflight, copyist: Copyist | None = None
+    source: Source,
+    spool: Spool,
+    clock: Clock,
+    preflight: Preflight,
+    copyist: Copyist | None = None,
+    crew: Crew = ALONE,
 ) -> Scan:
     """As :func:`scan`, but what the target cannot hold is in the result."""
     with clock.phase("read"):
         meter = Meter(clock, "read", source.count())
-        fingerprint, digester, survey, before = Fingerprint(), Digester(), Survey(), Totals()
-
-        def end(thread: ThreadDigest | None) -> None:
-            nonlocal before
-            if thread is not None:
-                now = replace(meter.totals)
-                spool.add(
-                    thread,
-                    records=now.records - before.records,
-                    references=now.values_referenced - before.values_referenced,
-                    size=now.bytes - before.bytes,
-                    size_referenced=now.bytes_referenced - before.bytes_referenced,
-                )
-                before = now
-                fingerprint.see(thread)
-                if copyist is not None:
-                    copyist.end_thread(thread)
-
-        for record in source.records():
-            end(digester.see(record))
-            meter.see(record)
-            preflight.see(record)
-            survey.see(record)
-            if copyist is not None:
-                copyist.add(record)
-        end(digester.end())
-        survey.end()
+        fingerprint, survey = Fingerprint(), Survey()
+        if copyist is None and crew.count > 1 and (opens := divided(source)) is not None:
+            entries = read_by(crew, source, opens, preflight, survey, meter.add)
+        else:
+            entries = read(source.records(), meter, preflight, survey, copyist)
+        for entry in entries:
+            spool.add(entry)
+            fingerprint.see(entry.thread)
         meter.tell()
     meter.totals.threads = spool.count
     return Scan(
@@ -230,6 +211,7 @@ def copy(
     clock: Clock,
     options: Options,
     rejects: Iterable[SetAside] = (),
+    crew: Crew = ALONE,
 ) -> Copied:
     """Write everything, or what an interrupted run left to do.
 
@@ -251,7 +233,7 @@ def copy(
         return copied
     with clock.phase("write"):
         meter = Meter(clock, "write", found.totals.checkpoints)
-        copied.written = _write(source, sink, run, copied, committed, spool, meter, options)
+        copied.written = _write(source, sink, run, copied, committed, spool, meter, options, crew)
         if copied.having("skip"):
             copied.totals = meter.totals
             copied.totals.threads = found.totals.threads - len(copied.having("skip"))
@@ -268,19 +250,23 @@ def _write(
     spool: Spool,
     meter: Meter,
     options: Options,
+    crew: Crew,
 ) -> int:
     """Write what is not committed, by workers or alone; gives the number of batches."""
     task = Task(run.run_id, Limits.of(run), copied.actions, committed, options.max_mbps)
-    if (count := sensible(options.workers, sum(1 for _ in segments(spool, task.limits)))) > 1:
-        opens, opens_sink = shared(source), shared_sink(sink)
-        if opens is not None and opens_sink is not None:
-            return move(Job(opens, opens_sink, task), count, segments(spool, task.limits), meter.add)
-        if options.workers is not None:
-            alone = source if opens is None else sink
-            logger.warning("%s can be used by one process at a time: there is one worker", alone.label)
-    placed = sink.placed(metered(copied.moved(source).records(), meter))
+    cut = segments(spool, task.limits)
+    opens, opens_sink = (shared(source), shared_sink(sink)) if crew.count > 1 else (None, None)
+    if opens is not None and opens_sink is not None and (crew.asked or source.divisible):
+        task = replace(task, max_mbps=task.max_mbps and task.max_mbps / crew.count)
+        here = Moving(itself(source), itself(sink), task, crew.attend)
+        elsewhere = Moving(opens, opens_sink, task)
+        return sum(done.result for done in crew.each(here, elsewhere, cut, meter.add))
+    if crew.count > 1 and crew.asked:
+        alone = source if opens is None else sink
+        logger.warning("%s can be used by one process at a time: there is one worker", alone.label)
+    placed = sink.placed(counted(copied.moved(source).records(), meter))
     with closing(placed) as records, Writer(sink, task) as writer:
-        for segment, some in of_segments(records, segments(spool, task.limits)):
+        for segment, some in of_segments(records, cut):
             for batch in writer.batches(some, segment):
                 writer.add(batch)
                 meter.tell()
@@ -300,21 +286,15 @@ def verify_copy(
     clock: Clock,
     expected: int,
     apart: Collection[str] = (),
+    crew: Crew = ALONE,
 ) -> Verdict:
     """Compare the source's threads, those of ``spool``, with the target's rows; leave out those ``apart``."""
     verdict = Verdict(source.label, target.label)
     with clock.phase("verify"):
         meter = Meter(clock, "verify", expected)
-        for chunk in spool.chunks(_THREADS_AT_ONCE):
-            compared = [thread for thread in chunk if thread.thread_id not in apart]
-            threads = [thread.thread_id for thread in compared]
-            compare(
-                source,
-                target,
-                compared,
-                digests(metered(target.records(threads, data=False), meter)),
-                verdict,
-            )
+        compared = (entry.thread for entry in spool.entries() if entry.thread.thread_id not in apart)
+        for threads, (theirs,) in digest_by(crew, [target], Pieces(compared, target), meter.add):
+            compare(source, target, threads, theirs, verdict)
         meter.tell()
     return verdict
 
@@ -328,13 +308,6 @@ def verify_merged(source: Source, sink: Sink, threads: Sequence[str], verdict: V
         if len(verdict.differences) < _SHOWN:
             verdict.differences.append(Difference(record.thread_id, f"{describe(record)} was not merged"))
     verdict.differing_threads += len(differing)
-
-
-def metered(records: Iterable[Record], meter: Meter) -> Iterator[Record]:
-    """The same records, counted."""
-    for record in records:
-        meter.see(record)
-        yield record
 
 
 def refuse_strangers(source: Source, sink: Sink, spool: Spool) -> None:

@@ -39,6 +39,7 @@ from persistence.transfer.report import Phase, Progress, no_progress
 from persistence.transfer.sides import Side, provider_of
 from persistence.transfer.spool import Spool
 from persistence.transfer.sync import Round, Sync
+from persistence.transfer.workers import Crew
 
 if TYPE_CHECKING:
     from persistence.contract import Provider
@@ -301,8 +302,9 @@ def _opened(
 
 def _copy_first(live: LiveSource, sink: Sink, provider: Provider, clock: Clock) -> None:
     """Copy one snapshot and compare it. After an interruption the next round compares and completes it."""
-    with live.snapshot() as snapshot, Spool() as spool:
-        found = scan(snapshot, spool, clock, sink.preflight())
+    workers = provider.settings.transfer_workers
+    with live.snapshot() as snapshot, Spool() as spool, Crew(workers) as crew:
+        found = scan(snapshot, spool, clock, sink.preflight(), crew=crew)
         refuse_strangers(snapshot, sink, spool)
         schema.setup(provider)
         with sink.exclusive():
@@ -314,9 +316,10 @@ def _copy_first(live: LiveSource, sink: Sink, provider: Provider, clock: Clock) 
             follower = sink.follower(run.run_id)
             for chunk in spool.chunks(_CLAIMS_AT_ONCE):
                 follower.claim([Stamp(thread.thread_id, "", 0, 0) for thread in chunk])
-            copy(snapshot, sink, found, spool, clock, Options())
+            copy(snapshot, sink, found, spool, clock, Options(), crew=crew)
             with provider.source() as target:
-                verify_copy(snapshot, target, spool, clock, found.totals.checkpoints).require()
+                expected = found.totals.checkpoints
+                verify_copy(snapshot, target, spool, clock, expected, crew=crew).require()
             stamps = snapshot.stamps()
             while chunk_of_stamps := list(islice(stamps, _CLAIMS_AT_ONCE)):
                 follower.claim(chunk_of_stamps)

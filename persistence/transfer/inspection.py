@@ -19,9 +19,10 @@ from persistence.transfer.engine import Clock, look
 from persistence.transfer.preflight import Findings
 from persistence.transfer.records import Checkpoint, Record, Reject, Source, Value, Write
 from persistence.transfer.report import Progress, Totals, content_bytes, no_progress
-from persistence.transfer.sides import Side, open_source
+from persistence.transfer.sides import Side, open_source, workers_of
 from persistence.transfer.spool import Spool
 from persistence.transfer.survey import Finding, refusals
+from persistence.transfer.workers import Crew
 
 if TYPE_CHECKING:
     from persistence.settings import Settings
@@ -144,8 +145,8 @@ def inspect(
             stored = source.manifest.totals
             totals = Totals(**{name: getattr(stored, name) for name in stored.__struct_fields__})
             return Inspection(source.label, manifest, totals)
-        with Spool() as spool:
-            seen = look(source, spool, Clock(progress or no_progress), Findings())
+        with Spool() as spool, Crew(workers_of(settings, side)) as crew:
+            seen = look(source, spool, Clock(progress or no_progress), Findings(), crew=crew)
         return Inspection(source.label, None, seen.totals, [*refusals(seen.problems), *seen.findings])
 
 

@@ -31,7 +31,7 @@ class Options:
         allow_pickle: Move rows that are pickled. To read them from SQLite runs the code that they name.
         decrypt: Write values that were encrypted as plaintext, into the target or an archive.
         max_mbps: Write at most so many megabytes of content in a second; ``None`` is no limit.
-        workers: Processes that write into Postgres at once; ``None`` leaves it to the settings.
+        workers: Processes that read, write into Postgres and compare; ``None`` leaves it to the settings.
         include: ``checkpoints``, which is the threads, and ``store``, all of it.
         vectors: Whether the store's items bring the embeddings of their fields.
     """

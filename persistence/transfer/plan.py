@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ from persistence.transfer.sides import Side, as_path, open_source, open_target, 
 from persistence.transfer.spool import Spool
 from persistence.transfer.store import StoreMove
 from persistence.transfer.survey import EXAMPLES, Finding, Severity, Sizes, refusals
+from persistence.transfer.workers import Crew
 
 if TYPE_CHECKING:
     from persistence.contract import Provider
@@ -162,10 +163,16 @@ def _plan_load(
     archive: Path | None,
     against_target: bool,
 ) -> Plan:
-    with provider.sink() as sink, Spool() as spool, StoreMove(source, options, clock) as store:
+    workers = options.workers or provider.settings.transfer_workers
+    with (
+        provider.sink() as sink,
+        Spool() as spool,
+        StoreMove(source, options, clock) as store,
+        Crew(workers) as crew,
+    ):
         if against_target:
             schema.require(provider)
-        found = look(source, spool, clock, sink.preflight())
+        found = look(source, spool, clock, sink.preflight(), crew=crew)
         items = _items(store, found, sink.store().preflight(), sink)
         findings = [
             *refusals(found.problems),
@@ -359,7 +366,7 @@ def _rehearse(
     try:
         with sink.exclusive(), sink.rehearsal():
             # Workers have connections of their own, and would commit.
-            copied = copy(source, sink, found, spool, clock, replace(options, workers=1))
+            copied = copy(source, sink, found, spool, clock, options)
             if not copied.already_done:
                 store.copy(sink, copied.run_id)
     except TransferError as error:

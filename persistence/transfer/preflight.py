@@ -41,6 +41,16 @@ class Findings:
         if len(problem.examples) < _EXAMPLES:
             problem.examples.append(place)
 
+    def end_thread(self) -> None:
+        """See :class:`persistence.transfer.records.Preflight`."""
+
+    def merge(self, other: Findings) -> None:
+        """See :class:`persistence.transfer.records.Preflight`."""
+        for reason, problem in other._problems.items():
+            mine = self._problems.setdefault(reason, Problem(reason))
+            mine.count += problem.count
+            mine.examples += problem.examples[: _EXAMPLES - len(mine.examples)]
+
     def problems(self) -> list[Problem]:
         """What was found, most frequent first."""
         return sorted(self._problems.values(), key=lambda problem: -problem.count)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from persistence.transfer.items import StoreSink, StoreSource
 from persistence.transfer.ledger import Ledger, LedgerEntry
@@ -127,6 +127,10 @@ class Source(Protocol):
     """What messages call it; holds no secret."""
 
     @property
+    def divisible(self) -> bool:
+        """Whether reading some threads takes their share of the time: an archive is read by whole parts."""
+
+    @property
     def database(self) -> str | None:
         """The database whose setup would wait for this snapshot, as the identity of a sink in it begins."""
 
@@ -175,6 +179,12 @@ class Preflight(Protocol):
 
     def see(self, record: Record) -> None:
         """Note what the target cannot hold."""
+
+    def end_thread(self) -> None:
+        """All records of a thread were seen."""
+
+    def merge(self, other: Any) -> None:
+        """Take what another one has found in the threads that follow, whose ends it has seen."""
 
     def problems(self) -> list[Problem]:
         """What was found; to be asked when every record was seen."""

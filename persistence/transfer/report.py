@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from persistence.transfer.ledger import Action
 
 Phase = Literal["rejects", "read", "write", "verify", "read store", "write store", "verify store"]
+TOLD_EVERY = 64
+"""Checkpoints after which the progress is told."""
 
 
 def amount(size: float) -> str:
@@ -82,6 +84,10 @@ class Totals:
         for name, count in asdict(other).items():
             setattr(self, name, getattr(self, name) + count)
 
+    def since(self, before: Totals) -> Totals:
+        """What was counted since."""
+        return Totals(**{name: count - getattr(before, name) for name, count in asdict(self).items()})
+
     @property
     def records(self) -> int:
         """Rows that are written, one for each."""
@@ -91,6 +97,22 @@ class Totals:
     def bytes_saved(self) -> int:
         """What storing each value once per version saved."""
         return max(0, self.bytes_referenced - self.bytes)
+
+
+class Counts(Protocol):
+    """Counts what passes."""
+
+    totals: Totals
+
+    def see(self, record: Record) -> None:
+        """Count one record."""
+
+
+def counted(records: Iterable[Record], counts: Counts) -> Iterator[Record]:
+    """The same records, counted."""
+    for record in records:
+        counts.see(record)
+        yield record
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 from urllib.parse import quote
 
 from persistence.dsn import Dsn
@@ -56,10 +56,21 @@ def open_source(
 ) -> AbstractContextManager[Source]:
     """What a DSN or a path names, to read from."""
     side = as_path(side)
-    # A folder that is not a SQLite file can only be meant as an archive.
-    if isinstance(side, Path) and os.path.isdir(side):  # noqa: PTH112 - False where it may not look
+    if _is_archive(side):
         return ArchiveSource(side, allow_pickle=allow_pickle)
     return provider_of(side, settings).source(allow_pickle=allow_pickle)
+
+
+def workers_of(settings: Settings | None, *sides: Side) -> int | None:
+    """How many workers the settings ask for, those of the first database that says so."""
+    databases = (side for side in sides if not _is_archive(as_path(side)))
+    asked = (provider_of(side, settings).settings.transfer_workers for side in databases)
+    return next(filter(None, asked), None)
+
+
+def _is_archive(side: str | Dsn | Path) -> TypeGuard[Path]:
+    """A folder that is not a SQLite file can only be meant as an archive."""
+    return isinstance(side, Path) and os.path.isdir(side)  # noqa: PTH112 - False where it may not look
 
 
 def provider_of(side: Side, settings: Settings | None) -> Provider:

@@ -45,17 +45,9 @@ class Spool:
     ) -> None:
         self._file.close()
 
-    def add(
-        self,
-        thread: ThreadDigest,
-        *,
-        records: int = 0,
-        references: int = 0,
-        size: int = 0,
-        size_referenced: int = 0,
-    ) -> None:
-        """Append one; what the sizes are good for see :class:`Entry`."""
-        data = msgspec.msgpack.encode((tuple(thread), records, references, size, size_referenced))
+    def add(self, entry: Entry) -> None:
+        """Append one."""
+        data = msgspec.msgpack.encode((tuple(entry.thread), *entry[1:]))
         self._file.write(len(data).to_bytes(4))
         self._file.write(data)
         self.count += 1

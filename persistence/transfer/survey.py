@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
@@ -151,6 +151,22 @@ class Survey:
         self._thread = None
         self._parents.clear()
         self._checkpoints = self._writes = self._bytes = 0
+
+    def merge(self, other: Survey) -> None:
+        """Take what another one has seen in the threads that follow, after its :meth:`end`."""
+        for kind, finding in other._found.items():
+            mine = self._found.setdefault(kind, replace(finding, count=0, examples=[]))
+            mine.count += finding.count
+            mine.examples += finding.examples[: EXAMPLES - len(mine.examples)]
+        for bits, count in other._buckets.items():
+            self._buckets[bits] = self._buckets.get(bits, 0) + count
+        if self._largest is None or (other._largest and other._largest.bytes > self._largest.bytes):
+            self._largest = other._largest
+        for size, ended, thread in other._threads:
+            heapq.heappush(self._threads, (size, ended - self._ended, thread))
+        while len(self._threads) > LARGEST_THREADS:
+            heapq.heappop(self._threads)
+        self._ended += other._ended
 
     def sizes(self) -> Sizes:
         """How large everything was; after :meth:`end`."""

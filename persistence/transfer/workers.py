@@ -1,7 +1,9 @@
-"""Processes that move segments side by side, each with connections of its own.
+"""This process and others beside it, which do the pieces of a transfer's work side by side.
 
 Much of the time is Python's, so workers are processes. They are programs of their own: a fork would
-share open databases, and ``multiprocessing`` would run the script of the caller again.
+share open databases, and ``multiprocessing`` would run the script of the caller again. They are started
+once, and then told what to do: to read, to write, to compare. This process does pieces too, from the first
+moment, and hands out others in between.
 A worker that has lost its parent ends at once, whatever it is doing; what it had not committed is gone.
 """
 
@@ -13,26 +15,36 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from typing import Protocol, runtime_checkable
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from persistence.errors import TransferError
-from persistence.transfer.copying import Segment, Task, Writer
-from persistence.transfer.records import Sink, Source
-from persistence.transfer.report import Totals
+from persistence.transfer.records import Checkpoint, Record, Sink, Source
+from persistence.transfer.report import TOLD_EVERY, Totals
 
 MOST = 4
-"""Workers that are started unasked; more of them wait for the server rather than for a processor."""
-_SEGMENTS_EACH = 4
-"""Segments that are worth starting a worker for, which takes half a second of a processor."""
+"""Processes that work unasked; more of them take more memory, and wait for the server."""
+_PATIENCE = 0.3
+"""Seconds of work before other processes are started unasked: about what it takes to start one. Who has
+worked for so long has, as likely as not, as much to do again."""
+_AHEAD = 64
+"""Pieces that may be done before one that comes before them is: their results are held in memory."""
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from persistence.transfer.workers import main; main()"
 _GONE = (EOFError, ConnectionResetError, BrokenPipeError)
 
 Open = Callable[[], AbstractContextManager[Source]]
 OpenSink = Callable[[], AbstractContextManager[Sink]]
+Tell = Callable[[Totals], None]
+"""Told what was done since it was told the last time."""
+P = TypeVar("P")
+R = TypeVar("R")
+T = TypeVar("T")
+P_contra = TypeVar("P_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 
 @runtime_checkable
@@ -61,71 +73,269 @@ def shared_sink(sink: Sink) -> OpenSink | None:
     return sink.share() if isinstance(sink, _SharedSink) else None
 
 
+def itself(opened: T) -> Callable[[], AbstractContextManager[T]]:
+    """What is open already, as something to open."""
+    return lambda: nullcontext(opened)
+
+
+class Job(Protocol[P_contra, R_co]):
+    """What is done with each piece of some work; it can be pickled, unless it is for this process."""
+
+    def begun(self) -> AbstractContextManager[Callable[[P_contra, Tell], R_co]]:
+        """Open what the work needs; what it gives does a piece. All is complete when it is closed."""
+
+
+class Done(NamedTuple, Generic[P, R]):
+    """A piece that was done."""
+
+    piece: P
+    result: R
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What all workers of a run are told."""
-
-    source: Open
-    sink: OpenSink
-    task: Task
+class _Ready:
+    """A worker has begun the job."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """A worker has nothing to do."""
+class _Result:
+    """A worker has done a piece, and can have another one."""
+
+    number: int
+    result: Any
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """A worker has committed all it was given."""
-
-    written: int
+class _Ended:
+    """A worker has closed the job."""
 
 
-def sensible(asked: int | None, segments: int) -> int:
-    """How many workers to use: as many as were asked for, or one for each two cores, up to four.
+class Telling:
+    """Counts what passes, and tells of it now and then."""
 
-    The other cores are for the server, which is often on the same machine and has more to do.
-    """
+    def __init__(self, tell: Tell) -> None:
+        self.totals = Totals()
+        self._tell = tell
+        self._told = Totals()
+
+    def see(self, record: Record) -> None:
+        """Count one record."""
+        self.totals.see(record)
+        if isinstance(record, Checkpoint) and self.totals.checkpoints % TOLD_EVERY == 0:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell what has not been told."""
+        now = replace(self.totals)
+        self._tell(now.since(self._told))
+        self._told = now
+
+
+def sensible(asked: int | None) -> int:
+    """How many processes work: as many as were asked for, or one for each core, up to four."""
     if not sys.executable:  # Python is inside another program, and nothing says how to start one
         return 1
     if asked is not None:
-        return min(asked, max(1, segments))
+        return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST, cores // 2, segments // _SEGMENTS_EACH))
+    return min(MOST, cores)
 
 
-def move(job: Job, count: int, segments: Iterator[Segment], moved: Callable[[Totals], None]) -> int:
-    """Have ``count`` workers move all segments; gives the number of batches they wrote.
+class Crew:
+    """So many processes, this one included. A context manager; the others live until its end.
 
-    Raises:
-        TransferError: A worker ended before its work was done. An error in a worker is raised as it is.
+    Args:
+        asked: How many were asked for; they are started as soon as there is work for them. Unasked, it
+            is for :func:`sensible` to say, and they are started once there has been enough to do.
     """
-    written = 0
-    with ExitStack() as stack:
-        busy = [stack.enter_context(_worker()) for _ in range(count)]
+
+    def __init__(self, asked: int | None = None) -> None:
+        self.asked = asked
+        self.count = sensible(asked)
+        self._patience = 0.0 if asked is not None else _PATIENCE
+        self._stack = ExitStack()
+        self._others: list[Connection] = []
+        self._round: _Round[Any, Any] | None = None
+        self._rounds = 0
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._others.clear()
+        self._stack.close()
+
+    def each(
+        self, here: Job[P, R], elsewhere: Job[P, R] | None, pieces: Iterable[P], told: Tell
+    ) -> Iterator[Done[P, R]]:
+        """Do all pieces; gives each when those before it are done, too.
+
+        Args:
+            here: How this process does them.
+            elsewhere: The same for other processes; ``None`` where they cannot.
+            pieces: They are taken when somebody has time for one.
+            told: Told what each process has done, many times in each piece.
+
+        Raises:
+            TransferError: A worker ended before its work was done. An error in a worker is raised as it is.
+        """
+        if elsewhere is None or self.count == 1:
+            with here.begun() as do:
+                for piece in pieces:
+                    yield _done(do, piece, told)
+            return
+        self._rounds += 1
+        self._round = work = _Round(self._rounds, elsewhere, iter(pieces), told)
+        due = time.monotonic() + self._patience
+
+        def tell(some: Totals) -> None:
+            told(some)
+            if not self._others and time.monotonic() >= due:
+                self._others += [self._stack.enter_context(_worker()) for _ in range(self.count - 1)]
+                work.join(self._others)
+            self.attend()
+
         try:
-            task = replace(job.task, max_mbps=job.task.max_mbps and job.task.max_mbps / count)
-            for worker in busy:
-                worker.send(replace(job, task=task))
-            while busy:
-                for connection in [one for one in wait(busy) if isinstance(one, Connection)]:
-                    match connection.recv():
-                        case Ready():
-                            connection.send(next(segments, None))
-                        case Totals() as some:
-                            moved(some)
-                        case Ended() as end:
-                            written += end.written
-                            busy.remove(connection)
-                        case BaseException() as error:
-                            raise error
-        except _GONE:
-            raise TransferError(
-                "a worker of the transfer ended before its work was done",
-                hint="was it killed, or short of memory? Run the command again: it goes on where it stopped",
-            ) from None
-    return written
+            work.join(self._others)
+            with here.begun() as do:
+                while not work.is_over():
+                    tell(Totals())
+                    yield from work.in_order()
+                    if (given := work.take()) is not None:
+                        work.results[given[0]] = _done(do, given[1], tell)
+                    elif not work.is_over():
+                        work.listen(None)  # others have all that are left, or one that all must wait for
+                work.dismiss()
+            while work.busy:
+                work.listen(None)
+        except BaseException:
+            self.__exit__()
+            raise
+        finally:
+            self._round = None
+
+    def attend(self) -> None:
+        """Hear what the others have to say, and give them something to do, in the middle of a piece."""
+        if self._round is not None:
+            self._round.listen(0)
+            self._round.feed()
+
+
+ALONE = Crew(1)
+
+
+class _Round(Generic[P, R]):
+    """The pieces of one work: which were taken, which are done, which is next to be given."""
+
+    def __init__(self, number: int, job: Job[P, R], pieces: Iterator[P], told: Tell) -> None:
+        self.results: dict[int, Done[P, R]] = {}
+        self.busy: set[Connection] = set()
+        """Those who have been given a piece, until all that they did is complete."""
+        self._number = number
+        self._job = job
+        self._pieces = enumerate(pieces)
+        self._told = told
+        self._taken: dict[int, P] = {}
+        self._next = 0
+        self._over = False
+        self._hands: list[Connection] = []
+        self._idle: list[Connection] = []
+
+    def join(self, others: Iterable[Connection]) -> None:
+        """Tell workers what the work is."""
+        for one in others:
+            self._hands.append(one)
+            self._send(one, (self._number, self._job))
+
+    def take(self) -> tuple[int, P] | None:
+        """The next piece; none at the end, or where too many wait for one before them."""
+        if self._over or len(self._taken) >= _AHEAD:
+            return None
+        given = next(self._pieces, None)
+        if given is None:
+            self._over = True
+            return None
+        self._taken[given[0]] = given[1]
+        return given
+
+    def feed(self) -> None:
+        """Give those something to do who have nothing."""
+        while self._idle and (given := self.take()) is not None:
+            one = self._idle.pop()
+            self.busy.add(one)
+            self._send(one, given)
+
+    def listen(self, timeout: float | None) -> None:
+        """Hear the workers, or wait for them where there is no timeout."""
+        for one in wait(self._hands, timeout):
+            assert isinstance(one, Connection)  # noqa: S101 - what was asked for
+            with _living():
+                self._hear(one)
+                while one.poll():
+                    self._hear(one)
+
+    def in_order(self) -> Iterator[Done[P, R]]:
+        """What is done, up to the first piece that is not."""
+        while (done := self.results.pop(self._next, None)) is not None:
+            del self._taken[self._next]
+            self._next += 1
+            yield done
+
+    def is_over(self) -> bool:
+        """Whether all pieces are done, and were given."""
+        return self._over and not self._taken
+
+    def dismiss(self) -> None:
+        """Have all workers close the job. Nobody waits for those who did nothing of it."""
+        for one in self._hands:
+            self._send(one, None)
+
+    def _hear(self, one: Connection) -> None:
+        number, message = one.recv()
+        if isinstance(message, BaseException):
+            raise message
+        if number != self._number:  # of a work that was done without this one
+            return
+        match message:
+            case _Ready():
+                self._idle.append(one)
+            case Totals():
+                self._told(message)
+            case _Result():
+                piece = self._taken[message.number]
+                self.results[message.number] = Done(piece, message.result, message.seconds)
+                self._idle.append(one)
+            case _Ended():
+                self.busy.discard(one)
+
+    def _send(self, one: Connection, message: object) -> None:
+        """Say something to a worker; one that has ended has perhaps said why."""
+        with _living():
+            try:
+                one.send(message)
+            except _GONE:
+                while one.poll():
+                    self._hear(one)
+                raise
+
+
+def _done(do: Callable[[P, Tell], R], piece: P, tell: Tell) -> Done[P, R]:
+    began = time.monotonic()
+    return Done(piece, do(piece, tell), time.monotonic() - began)
+
+
+@contextmanager
+def _living() -> Iterator[None]:
+    """A block that says so where a worker does not live."""
+    try:
+        yield
+    except _GONE:
+        raise TransferError(
+            "a worker of the transfer ended before its work was done",
+            hint="was it killed, or short of memory? Run the command again: it goes on where it stopped",
+        ) from None
 
 
 @contextmanager
@@ -142,9 +352,8 @@ def _worker() -> Iterator[Connection]:
     with Connection(ours.detach()) as connection:
         try:
             yield connection
-            process.wait()
         finally:
-            process.kill()
+            process.kill()  # it has committed what it had to
             process.communicate()
 
 
@@ -154,11 +363,12 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with Connection(int(sys.argv[1])) as parent, suppress(*_GONE):
         try:
-            _work(parent)
+            while True:
+                _work(parent)
         except _GONE:
             raise
         except Exception as error:  # noqa: BLE001 - raised by the parent
-            parent.send(error)
+            parent.send((0, error))
 
 
 def _end_with_parent() -> None:
@@ -167,25 +377,15 @@ def _end_with_parent() -> None:
 
 
 def _work(parent: Connection) -> None:
-    job = parent.recv()
-    assert isinstance(job, Job)  # noqa: S101 - the first thing that is sent
-    skipped = frozenset(job.task.having("skip"))
-    with job.source() as source, job.sink() as sink, Writer(sink, job.task) as writer:
-        while (segment := _next(parent)) is not None:
-            records = source.records([thread for thread in segment.threads if thread not in skipped])
-            with closing(sink.placed(records)) as placed:
-                for batch in writer.batches(placed, segment):
-                    writer.add(batch)
-                    moved = Totals()
-                    for record in batch.records:
-                        moved.see(record)
-                    parent.send(moved)
-        writer.flush()
-        parent.send(Ended(writer.written))
+    """One job, to its end."""
+    number, job = parent.recv()
 
+    def say(message: object) -> None:
+        parent.send((number, message))
 
-def _next(parent: Connection) -> Segment | None:
-    parent.send(Ready())
-    segment = parent.recv()
-    assert segment is None or isinstance(segment, Segment)  # noqa: S101
-    return segment
+    with job.begun() as do:
+        say(_Ready())
+        while (given := parent.recv()) is not None:
+            done = _done(do, given[1], say)
+            say(_Result(given[0], done.result, done.seconds))
+    say(_Ended())

@@ -21,6 +21,11 @@ class Wrapped:
         self._source = source
 
     @property
+    def divisible(self) -> bool:
+        """The source's."""
+        return self._source.divisible
+
+    @property
     def database(self) -> str | None:
         """The source's."""
         return self._source.database

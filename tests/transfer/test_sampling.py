@@ -18,7 +18,7 @@ import pytest
 from persistence import transfer
 from persistence.errors import ArchiveError, ConfigurationError, SourceError
 from persistence.transfer import archive_format as fmt
-from persistence.transfer import comparison
+from persistence.transfer import comparison, reading
 from persistence.transfer.digest import ThreadDigest
 from persistence.transfer.sampling import Sample
 from persistence.transfer.verify import compare
@@ -178,8 +178,9 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 from persistence import transfer
-from persistence.transfer import comparison, progress_file
-comparison._FIRST_THREADS = comparison._MOST_THREADS = 10
+from persistence.transfer import comparison, progress_file, reading
+reading._FIRST = reading._MOST = 10
+comparison._SAVED_EVERY = 0
 saved, write = 0, progress_file.ProgressFile._write
 def traced(self, state):
     global saved
@@ -206,8 +207,8 @@ def killed(left: Path | str, right: Path | str, file: Path, *, rounds: int, samp
 
 @pytest.fixture
 def small_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "_FIRST_THREADS", 10)
-    monkeypatch.setattr(comparison, "_MOST_THREADS", 10)
+    monkeypatch.setattr(reading, "_FIRST", 10)
+    monkeypatch.setattr(reading, "_MOST", 10)
 
 
 def test_a_killed_comparison_goes_on(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -132,18 +131,6 @@ def test_workers_of_a_postgres_source_read_its_snapshot(source: Path, postgres_d
             assert list(again.records()) == before
 
 
-def test_a_killed_worker(source: Path, postgres_dsn: str) -> None:
-    transfer.migrate(source, f"{postgres_dsn}&schema=clean")
-    process = run(source, f"{postgres_dsn}&schema=killed", 2)
-    assert process.stdout is not None
-    os.kill(int(process.stdout.readline()), signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "a worker of the transfer ended" in err
-    assert transfer.migrate(source, f"{postgres_dsn}&schema=killed").verified
-    assert rows(postgres_dsn, "killed") == rows(postgres_dsn, "clean")
-
-
 def killed(process: subprocess.Popen[str], pids: list[int]) -> None:
     """Kill the parent, and see its workers go."""
     process.kill()
@@ -163,7 +150,7 @@ def test_a_killed_parent_leaves_no_worker(source: Path, postgres_dsn: str) -> No
         conn.execute("LOCK TABLE killed.checkpoints IN EXCLUSIVE MODE")
         process = run(source, f"{postgres_dsn}&schema=killed", 2)
         assert process.stdout is not None
-        pids = [int(process.stdout.readline()) for _ in range(2)]
+        pids = [int(process.stdout.readline()) for _ in range(1)]
         waiting = (
             "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'killed.checkpoints'::regclass"
         )
@@ -173,7 +160,7 @@ def test_a_killed_parent_leaves_no_worker(source: Path, postgres_dsn: str) -> No
         killed(process, pids)
     process = run(source, f"{postgres_dsn}&schema=killed", 3)
     assert process.stdout is not None
-    pids = [int(process.stdout.readline()) for _ in range(3)]
+    pids = [int(process.stdout.readline()) for _ in range(2)]
     while batches(postgres_dsn, "killed") == 0:
         assert process.poll() is None
         time.sleep(0.005)
@@ -254,12 +241,10 @@ def test_an_archive_that_was_exchanged_is_not_read(source: Path, tmp_path: Path)
 
 
 def test_how_many_are_sensible(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cores, many in ((1, 1), (2, 1), (4, 2), (32, 4)):
+    for cores, many in ((1, 1), (2, 2), (4, 4), (32, 4)):
         monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
-        assert workers.sensible(None, 1000) == many
-        assert workers.sensible(None, 1) == 1
-        assert workers.sensible(8, 1000) == 8
-        assert workers.sensible(8, 3) == 3
+        assert workers.sensible(None) == many
+        assert workers.sensible(8) == 8
 
 
 def test_settings_and_dsn() -> None:

@@ -125,7 +125,7 @@ def _ours(workers: int) -> Callable[[Route], Sample]:
         with _timed() as whole:
             report = transfer.migrate(route.source, route.target, options=options, verify=False)
         with _timed() as verify:
-            verdict = transfer.verify(route.source, route.target)
+            verdict = transfer.verify(route.source, route.target, workers=workers)
         verdict.require()
         phases = {"read s": report.phases["read"], "write s": report.phases["write"]}
         return Sample({"whole s": whole[0], **phases, "verify s": verify[0]})

@@ -74,6 +74,16 @@ class PostgresPreflight(Findings):
             refs = tuple(ref._replace(data=None) for ref in record.values)
             self._large.append(record._replace(values=refs))
 
+    def end_thread(self) -> None:
+        """See :class:`persistence.transfer.records.Preflight`."""
+        self._end()
+
+    def merge(self, other: Findings) -> None:
+        """See :class:`persistence.transfer.records.Preflight`; what became the blobs, too."""
+        super().merge(other)
+        assert isinstance(other, PostgresPreflight)  # noqa: S101 - a copy of this one
+        self._versions.merge(other._versions)
+
     def problems(self) -> list[Problem]:
         """What was found in all records."""
         self._end()

@@ -110,6 +110,7 @@ SELECT EXISTS (SELECT FROM checkpoint_blobs WHERE type <> 'empty' AND type <> AL
 class PostgresSource:
     """One consistent snapshot of a Postgres checkpoint database. A context manager."""
 
+    divisible = True
     _has_others: bool | None = None
     """Whether there are rows that the database cannot hash as they are, once that was looked for."""
 

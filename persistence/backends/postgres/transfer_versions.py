@@ -119,6 +119,11 @@ class Versions:
         self._seen.clear()
         return several
 
+    def merge(self, other: Versions) -> None:
+        """Take what was decided about other namespaces."""
+        self._special.update(other._special)
+        self._carrying.update(other._carrying)
+
     def as_it_came(self, record: Checkpoint) -> bool:
         """Whether the namespace's rows hold what its records do."""
         place = record[:2]

@@ -73,6 +73,7 @@ class SqliteSource:
     """
 
     database = None
+    divisible = True
 
     def __init__(
         self, provider: Provider, seen: Mapping[str, object] | None = None, *, allow_pickle: bool = False
