@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 
 BATCH_RECORDS = 5_000
 BATCH_BYTES = 8_000_000
-SEGMENT_BATCHES = 4
-"""Full batches of a segment: few, so that workers end at about the same time."""
+SEGMENT_BATCHES = 1
+"""Full batches of a segment: as few as can be, so that workers end at about the same time."""
 _THREADS_AT_ONCE = 5_000
 _SHOWN = 20
 

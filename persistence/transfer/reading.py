@@ -24,7 +24,7 @@ from persistence.transfer.workers import Crew, Done, Open, Tell, Telling, itself
 T = TypeVar("T", str, ThreadDigest)
 """A thread, as a comparison knows it."""
 
-_FIRST = 8
+_FIRST = 1
 _MOST = 1_000
 _MOST_OF_AN_ARCHIVE = 5_000
 _QUICK = 0.1
