@@ -200,7 +200,7 @@ class Settings(BaseSettings):
         le=MAX_WORKERS,
         examples=["4"],
         description="Processes that read, write into Postgres and compare while data is moved, see "
-        "[Moving data](moving-data.md#workers). Not set: one for each core, up to four.",
+        "[Moving data](moving-data.md#workers). Not set: one for each two cores, up to four.",
     )
     health_timeout: Seconds = Field(
         2.0, description="Seconds that a health check may take, also while the database hangs."

@@ -134,13 +134,17 @@ class Telling:
 
 
 def sensible(asked: int | None) -> int:
-    """How many processes work: as many as were asked for, or one for each core, up to four."""
+    """How many processes work: as many as were asked for, or one for each two cores, up to four.
+
+    The other cores are for the server, which is often on the same machine. And each process takes some 80 MB:
+    on two cores a second one makes a transfer quicker, but it is for the user to spend that.
+    """
     if not sys.executable:  # Python is inside another program, and nothing says how to start one
         return 1
     if asked is not None:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST, cores)
+    return max(1, min(MOST, cores // 2))
 
 
 class Crew:
