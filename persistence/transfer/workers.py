@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from persistence.errors import TransferError
+from persistence.transfer.collecting import rarely_collected
 from persistence.transfer.records import Checkpoint, Record, Sink, Source
 from persistence.transfer.report import TOLD_EVERY, Totals
 
@@ -387,7 +388,7 @@ def _work(parent: Connection) -> None:
     def say(message: object) -> None:
         parent.send((number, message))
 
-    with job.begun() as do:
+    with rarely_collected(), job.begun() as do:
         say(_Ready())
         while (given := parent.recv()) is not None:
             done = _done(do, given[1], say)

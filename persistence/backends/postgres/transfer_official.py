@@ -10,7 +10,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.postgres import PostgresSaver
 from psycopg.rows import tuple_row
 
-from persistence.backends.postgres.values import is_marker, unmark
+from persistence.backends.postgres.markers import is_marker, unmark
 from persistence.serializer import make_serializer
 
 if TYPE_CHECKING:
