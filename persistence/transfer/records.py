@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from persistence.transfer.semantic import Official
 
 
+make = tuple.__new__
+"""A record of a class and all its fields, in half the time that its constructor takes: there are millions."""
+
+
 class ValueRef(NamedTuple):
     """What a checkpoint holds in one channel."""
 

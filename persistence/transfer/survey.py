@@ -187,19 +187,17 @@ class Survey:
         size = inside = len(record.body) + len(record.metadata)
         versions = self._versions
         changed: str | None = None
-        for ref in record.values:
-            size += ref.size
-            if ref.data is not None:
-                inside += ref.size
-                if ref.type not in _PLAIN_TYPES:
-                    self._type(ref.type, record)
-            if ref.version is None:
-                if inline_json(ref.type, ref.data or b"") is None:
-                    self._note("no-version", f"{describe(record)}, channel {ref.channel!r}")
-            else:
-                held = versions.setdefault((ref.channel, ref.version), ref.sha256)
-                if held != ref.sha256:
-                    changed = ref.channel
+        for channel, version, type_, digest, data, of_value, _ in record.values:
+            size += of_value
+            if data is not None:
+                inside += of_value
+                if type_ not in _PLAIN_TYPES:
+                    self._type(type_, record)
+            if version is None:
+                if inline_json(type_, data or b"") is None:
+                    self._note("no-version", f"{describe(record)}, channel {channel!r}")
+            elif versions.setdefault((channel, version), digest) != digest:
+                changed = channel
         if changed is not None:
             self._note("changed-in-place", f"{describe(record)}, channel {changed!r}")
         self._checkpoints += 1

@@ -34,7 +34,7 @@ from persistence.transfer.canonical import (
     version_text,
 )
 from persistence.transfer.formats import Formats
-from persistence.transfer.records import Checkpoint, Record, Reject, Value, ValueRef, Write
+from persistence.transfer.records import Checkpoint, Record, Reject, Value, ValueRef, Write, make
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -273,15 +273,14 @@ class PostgresSource:
                 yield Reject(thread, ns, row[2], str(error), msgspec.msgpack.encode(row))
 
     def _write(self, row: tuple[Any, ...], *, data: bool) -> Write | Reject:
-        thread, ns, checkpoint, task, idx, path, channel, type_, digest, blob = row
+        thread, ns, checkpoint, *_, channel, type_, digest, blob = row
         if type_ not in self._formats.plain_types:
             try:
                 type_, blob = self._formats.value(f"write to channel {channel!r}", type_, blob)
             except NotCanonicalError as error:
                 return Reject(thread, ns, checkpoint, str(error), msgspec.msgpack.encode(row))
             digest = hashlib.sha256(blob).digest()
-        content = blob if data else None
-        return Write(thread, ns, checkpoint, task, idx, path, channel, type_, digest, content)
+        return make(Write, (*row[:7], type_, digest, blob if data else None))
 
     def rows(
         self, query: Query, threads: Sequence[str] | None = None, *, data: bool = True
@@ -384,7 +383,7 @@ def checkpoint_of(
     row: tuple[Any, ...], blobs: Mapping[tuple[str, str], Blob | str], formats: Formats
 ) -> Checkpoint:
     """A row as a record; ``blobs`` are those of its namespace by channel and version."""
-    thread, ns, checkpoint_id, parent_id, checkpoint, metadata = row
+    checkpoint, metadata = row[4:]
     inline, versions, body = split_usual_json(checkpoint) or _split(checkpoint)
     refs = []
     for channel in sorted(inline.keys() | versions.keys()):
@@ -400,20 +399,12 @@ def checkpoint_of(
         # A snapshot belongs to the checkpoints that carry its marker. Later ones may still be at its
         # version without holding it, and SQLite says so by leaving the channel out.
         if blob is not None and not (blob.delta and channel not in inline):
-            refs.append(ValueRef(channel, version, blob.type, blob.sha256, None, blob.size, blob.delta))
+            ref = (channel, version, blob.type, blob.sha256, None, blob.size, blob.delta)
+            refs.append(make(ValueRef, ref))
         elif channel in inline:
             formats.plaintext(f"value of channel {channel!r}")
             refs.append(_inside(channel, version, *json_value(held)))
-    return Checkpoint(
-        thread,
-        ns,
-        checkpoint_id,
-        parent_id,
-        body,
-        canonical_json(metadata),
-        versions,
-        tuple(refs),
-    )
+    return make(Checkpoint, (*row[:4], body, canonical_json(metadata), versions, tuple(refs)))
 
 
 def _split(checkpoint: str) -> tuple[dict[str, Any], Mapping[str, str], bytes]:
@@ -427,5 +418,5 @@ def _split(checkpoint: str) -> tuple[dict[str, Any], Mapping[str, str], bytes]:
 
 def _inside(channel: str, version: str | None, type_: str, data: bytes) -> ValueRef:
     """A value that the checkpoint's row holds itself."""
-    delta = type_ == "msgpack" and is_delta(data[:6])
-    return ValueRef(channel, version, type_, content_hash(data), data, len(data), delta)
+    delta = type_ == "msgpack" and is_delta(data)
+    return make(ValueRef, (channel, version, type_, content_hash(data), data, len(data), delta))

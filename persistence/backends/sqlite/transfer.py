@@ -30,7 +30,7 @@ from persistence.transfer.canonical import (
     version_text,
 )
 from persistence.transfer.formats import Formats, Typed
-from persistence.transfer.records import Checkpoint, Record, Reject, Value, ValueRef, Write
+from persistence.transfer.records import Checkpoint, Record, Reject, Value, ValueRef, Write, make
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -303,15 +303,14 @@ class ThreadReader:
                 self._last.clear()
                 self._sent.clear()
             try:
-                values, checkpoint = self._split(row)
+                values, checkpoint = self._split(row, data=data)
             except NotCanonicalError as error:
                 yield Reject(self._thread_id, row[1], row[2], str(error), _raw(row))
                 continue
-            if data:
-                yield from values
+            yield from values
             yield checkpoint
 
-    def _split(self, row: tuple[Any, ...]) -> tuple[list[Value], Checkpoint]:
+    def _split(self, row: tuple[Any, ...], *, data: bool) -> tuple[list[Value], Checkpoint]:
         _, ns, checkpoint_id, parent_id, type_, checkpoint, metadata = row
         if not type(ns) is type(checkpoint_id) is str or not (parent_id is None or type(parent_id) is str):
             _require_text(ns, checkpoint_id, parent_id or "")
@@ -327,39 +326,33 @@ class ThreadReader:
                 raise NotCanonicalError("channel_versions is not a map")
             versions = {channel: version_text(version) for channel, version in named.items()}
         values: list[Value] = []
+        new = values if data else None
         refs: list[ValueRef] = []
         for channel in sorted(channels):
             raw, version, last = bytes(channels[channel]), versions.get(channel), self._last.get(channel)
             if last is None or last[0] != version or last[1] != raw:
-                last = _Cached(version, raw, self._typed(channel, version, *msgpack_value(raw), values))
+                last = _Cached(version, raw, self._typed(channel, version, *msgpack_value(raw), new))
                 self._last[channel] = last
             refs.append(last[2])
         if typed:
             for channel, value in sorted(typed.items()):
-                refs.append(self._typed(channel, versions.get(channel), *value, values))
+                refs.append(self._typed(channel, versions.get(channel), *value, new))
             refs.sort()
-        return values, Checkpoint(
-            self._thread_id,
-            ns,
-            checkpoint_id,
-            parent_id,
-            body_json,
-            _metadata(metadata),
-            versions,
-            tuple(refs),
-        )
+        fields = (*row[:4], body_json, _metadata(metadata), versions, tuple(refs))
+        return values, make(Checkpoint, fields)
 
     def _typed(
-        self, channel: str, version: str | None, type_: str, data: bytes, new: list[Value]
+        self, channel: str, version: str | None, type_: str, data: bytes, new: list[Value] | None
     ) -> ValueRef:
+        """What a checkpoint holds; a value that was not sent before is added to ``new``."""
         digest = content_hash(data)
-        delta = type_ == "msgpack" and is_delta(data[:6])
+        delta = type_ == "msgpack" and is_delta(data)
         if version is None or inline_json(type_, data) is not None:
-            return ValueRef(channel, version, type_, digest, data, len(data), delta)
-        if (key := (channel, version, type_, digest)) not in self._sent:
+            return make(ValueRef, (channel, version, type_, digest, data, len(data), delta))
+        if new is not None and (key := (channel, version, type_, digest)) not in self._sent:
             self._sent.add(key)
-            new.append(Value(self._thread_id, self._ns or "", channel, version, type_, digest, data))
-        return ValueRef(channel, version, type_, digest, None, len(data), delta)
+            new.append(make(Value, (self._thread_id, self._ns or "", *key, data)))
+        return make(ValueRef, (channel, version, type_, digest, None, len(data), delta))
 
 
 def write_of(row: tuple[Any, ...], formats: Formats, *, data: bool) -> Write | Reject:
@@ -374,18 +367,7 @@ def write_of(row: tuple[Any, ...], formats: Formats, *, data: bool) -> Write | R
             type_, value = formats.value(f"write to channel {channel!r}", type_, value)
     except NotCanonicalError as error:
         return Reject(thread_id, ns, checkpoint_id, str(error), _raw(row))
-    return Write(
-        thread_id,
-        ns,
-        checkpoint_id,
-        task_id,
-        idx,
-        task_path,
-        channel,
-        type_,
-        content_hash(value),
-        value if data else None,
-    )
+    return make(Write, (*row[:7], type_, content_hash(value), value if data else None))
 
 
 def _raw(row: tuple[Any, ...]) -> bytes:
