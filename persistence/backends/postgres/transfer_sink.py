@@ -62,6 +62,8 @@ _TABLES = {
     ),
     "checkpoints": "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata",
 }
+_PARTS = 2_000
+"""Pieces of rows that are sent at once: libpq keeps as much room as the largest needed."""
 _SIX, _NINE = fields(6), fields(9)
 _FOUR_BYTES = length(4)
 _REMOVE = {
@@ -199,7 +201,8 @@ class PostgresSink:
             parts.append(TRAILER)
             statement = f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)"
             with cursor.copy(statement.encode()) as copy:
-                copy.write(b"".join(parts))
+                for start in range(0, len(parts), _PARTS):
+                    copy.write(b"".join(parts[start : start + _PARTS]))
 
     @contextmanager
     def transaction(self) -> Iterator[Cursor[tuple[Any, ...]]]:
