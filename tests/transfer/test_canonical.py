@@ -125,3 +125,23 @@ def test_unusual_bodies_are_spelled_in_full() -> None:
     )
     assert body == fields
     assert text == (b'{"channel_versions":{"a":10000000000000000000000.0,"b":2},"extra":[null,true],"v":4}')
+
+
+@given(
+    channels=st.dictionaries(st.text(), finite_json),
+    versions=st.dictionaries(st.text(), st.text()),
+    seen=st.dictionaries(st.text(), st.dictionaries(st.text(), st.text() | st.integers(-(2**63), 2**64 - 1))),
+)
+def test_a_usual_checkpoint_in_json_is_split_as_every_other(
+    channels: dict[str, Any], versions: dict[str, str], seen: dict[str, dict[str, str | int]]
+) -> None:
+    body = {"v": 4, "channel_versions": versions, "versions_seen": seen}
+    split = canonical.split_usual_json(json.dumps(body | {"channel_values": channels}))
+    assert split == (channels, versions, canonical.canonical_json(json.dumps(body)))
+
+
+@pytest.mark.parametrize(
+    "unusual", [{"channel_versions": {"a": 1.5}}, {"channel_values": None}, {"extra": 1}]
+)
+def test_an_unusual_checkpoint_in_json_is_left_to_others(unusual: dict[str, Any]) -> None:
+    assert canonical.split_usual_json(json.dumps({"v": 4} | unusual)) is None
