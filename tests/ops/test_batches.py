@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ from psycopg import errors
 from psycopg_pool import PoolTimeout
 
 import persistence
-from persistence.backends.postgres.batches import Batches
+from persistence.backends.postgres.batches import Batches, _Batch, _Call
 from persistence.backends.postgres.connection import make_async_pool
 from persistence.dsn import Dsn
 from persistence.errors import ClosedError, ConnectError
@@ -111,6 +112,19 @@ async def test_one_key_is_written_once_in_a_transaction(batches: Batches) -> Non
     await busy(batches, 0.02)
     same = await asyncio.gather(*insert(batches, *range(6), key=("thread", "ns", "id")))
     assert len({rows[0][1] for rows in same}) == 6
+
+
+async def test_a_batch_leaves_nothing_to_the_collector(batches: Batches) -> None:
+    """It would hold all its rows until then, and finding them took a sixth of the client's time."""
+    await asyncio.gather(*await busy(batches, 0.02))
+    gc.collect()
+    gc.disable()
+    try:
+        await asyncio.gather(*insert(batches, *range(40)))
+        await asyncio.sleep(0.1)
+        assert not [one for one in gc.get_objects() if isinstance(one, (_Batch, _Call))]
+    finally:
+        gc.enable()
 
 
 async def test_who_is_cancelled_before_its_turn_does_nothing(
