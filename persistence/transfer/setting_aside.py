@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import msgspec
 
 from persistence.transfer.digest import describe
 from persistence.transfer.engine import Clock, Meter
+from persistence.transfer.held import HeldValues
 from persistence.transfer.keys import Key, key_of
 from persistence.transfer.ledger import SetAside
-from persistence.transfer.records import Checkpoint, Preflight, Record, Reject, Source
+from persistence.transfer.records import Checkpoint, Preflight, Record, Reject, Source, Value
 from persistence.transfer.wrapping import Wrapped
 
 Unfit = Mapping[tuple[str, Key], str]
@@ -84,16 +86,42 @@ def _read(source: Source, threads: Sequence[str] | None, clock: Clock) -> Iterat
 
 
 class _Accepted(Wrapped):
-    """A source without the rows that are set aside."""
+    """A source without the rows that are set aside, and without the values that only those use."""
 
     def __init__(self, rejects: Rejects) -> None:
         super().__init__(rejects.source)
         self._rejects = rejects
+        self._threads = frozenset(rejects.threads)
 
     def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
-        """The source's that can be moved."""
-        records: Iterable[Record] = self._source.records(threads, data=data)
-        return (record for record in records if self._rejects.reason(record) is None)
+        """The source's that can be moved; in threads where some cannot, values come once they are used."""
+        with closing(HeldValues()) as held:
+            sent: set[tuple[object, ...]] = set()
+            place: tuple[str, str] | None = None
+            for record in self._source.records(threads, data=data):
+                if record.thread_id not in self._threads:
+                    yield record
+                    continue
+                if record[:2] != place:
+                    place = record[:2]
+                    sent.clear()
+                if self._rejects.reason(record) is not None:
+                    continue
+                if isinstance(record, Value):
+                    held.add(record)
+                    continue
+                if isinstance(record, Checkpoint):
+                    yield from _values(record, held, sent)
+                yield record
 
     def share(self) -> None:
         """Workers do not know what is set aside."""
+
+
+def _values(record: Checkpoint, held: HeldValues, sent: set[tuple[object, ...]]) -> Iterator[Value]:
+    """What a checkpoint is the first one to use."""
+    for ref in record.values:
+        key = ref[:4]
+        if ref.data is None and key not in sent and (data := held.get(record, ref)) is not None:
+            sent.add(key)
+            yield Value(*record[:2], ref.channel, ref.version or "", ref.type, ref.sha256, data)

@@ -73,6 +73,30 @@ def test_a_damaged_row_is_moved_once_it_is_mended(tmp_path: Path, target: Target
         transfer.retry_rejects(str(still.run_id), path, target.dsn)
 
 
+def test_values_that_only_such_checkpoints_use_stay_behind(tmp_path: Path, target: Target) -> None:
+    if "sqlite" in target.dsn:
+        return  # it can hold them all
+    path = tmp_path / "a.db"
+    long_id = "b" * 3000
+    with make.database(path) as saver:
+        make.put(saver, "alone", {"c": [1]}, id=long_id)
+        first = {"own": "1", "shared": "1"}
+        make.put(saver, "some", {"own": [1], "shared": [2]}, versions=first, id="0")
+        make.put(saver, "some", {"own": [3], "shared": [2]}, versions=first | {"own": "2"}, id=f"1{long_id}")
+        make.put(saver, "some", {"own": [4], "shared": [2]}, versions=first | {"own": "3"}, id="2")
+        make.put(saver, "later", {"own": [1], "shared": [2]}, versions=first, id=f"1{long_id}")
+        make.put(saver, "later", {"own": [3], "shared": [2]}, versions=first | {"own": "2"}, id="2")
+    report = transfer.migrate(path, target.dsn, options=ASIDE)
+    assert (report.set_aside, report.verified) == (3, True)
+    assert sorted(key[::2] + key[3:] for key in target.keys()["checkpoint_blobs"]) == [
+        ("later", "own", "2"),
+        ("later", "shared", "1"),
+        ("some", "own", "1"),
+        ("some", "own", "3"),
+        ("some", "shared", "1"),
+    ]
+
+
 def test_what_it_held_is_kept(tmp_path: Path, target: Target) -> None:
     path = tmp_path / "a.db"
     with make.database(path) as saver:
