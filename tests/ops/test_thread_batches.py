@@ -63,8 +63,12 @@ class Busy:
         self._watch.execute("SELECT pg_advisory_lock(1)")
         for already in range(number):
             self._held.append(self._threads.submit(self.batches.read, (_HOLD, {})))
-            while self.batches._busy <= already:
+            while self._waiting() <= already:  # on the server: else the next one could go along
                 time.sleep(0.001)
+
+    def _waiting(self) -> int:
+        locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+        return int(self._watch.execute(locks).fetchall()[0][0])
 
     def end(self, waiting: int = 0) -> None:
         while len(self.batches._reads) + len(self.batches._writes) < waiting:
@@ -215,6 +219,7 @@ def test_an_interrupt_from_the_keyboard_ends_one_and_the_others_go_on(
     threads: ThreadPoolExecutor,
     watch: psycopg.Connection[Any],
     busy: Busy,
+    request: pytest.FixtureRequest,
     is_slow: bool,
 ) -> None:
     """While its batch is under way; or while it waits, since all connections are in use."""
@@ -226,6 +231,9 @@ def test_an_interrupt_from_the_keyboard_ends_one_and_the_others_go_on(
             time.sleep(0.2)
         signal.pthread_kill(me, signal.SIGINT)
 
+    # pytest-xdist has its workers ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     busy.begin()
     tasks = insert(batches, threads, *range(5))
     timer = threading.Timer(0.2, interrupt)
