@@ -186,6 +186,6 @@ def test_many_batches(tmp_path: Path, postgres_dsn: str, monkeypatch: pytest.Mon
             )
     report = transfer.migrate(path, postgres_dsn)
     assert report.totals.values == 30
-    # A batch ends with its segment, and here each thread is one: 8, 8, 7 and 7 checkpoints, each with a value.
+    # A batch ends with its segment, here a thread: 8, 8, 7 and 7 checkpoints, each with a value.
     assert report.batches_written == sum(math.ceil(2 * checkpoints / 7) for checkpoints in (8, 8, 7, 7))
     assert report.verified
