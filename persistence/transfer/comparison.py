@@ -19,7 +19,7 @@ from persistence.transfer.reading import Pieces, digest_by
 from persistence.transfer.records import Source
 from persistence.transfer.sampling import Sample
 from persistence.transfer.verify import compare
-from persistence.transfer.workers import ALONE, Crew, Done
+from persistence.transfer.workers import ALONE, Crew
 
 if TYPE_CHECKING:
     from persistence.transfer.semantic import Official, Tuples
@@ -160,7 +160,7 @@ class Comparison:
                     self._compare_tuples(tuples, thread)
                     meter.totals.checkpoints = self._verdict.checkpoints
                     meter.tell()
-                pieces.took(Done(threads, None, time.monotonic() - began))
+                pieces.took(threads, time.monotonic() - began)
                 yield threads
 
         return compared

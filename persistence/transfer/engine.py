@@ -29,14 +29,12 @@ from persistence.transfer.options import Options
 from persistence.transfer.preflight import RefusedError
 from persistence.transfer.reading import Copyist, Pieces, digest_by, divided, read, read_by
 from persistence.transfer.records import (
-    Checkpoint,
     Preflight,
     Problem,
-    Record,
     Sink,
     Source,
 )
-from persistence.transfer.report import TOLD_EVERY, Phase, Progress, Totals, counted
+from persistence.transfer.report import Counts, Phase, Progress, Totals, counted
 from persistence.transfer.selection import without
 from persistence.transfer.spool import Spool
 from persistence.transfer.survey import Finding, Sizes, Survey
@@ -79,13 +77,13 @@ class Clock:
         return time.monotonic() - self.started
 
 
-class Meter:
-    """Counts what passes, and tells the progress; the metrics show it too."""
+class Meter(Counts):
+    """Tells the progress; the metrics show it too."""
 
     backend = "transfer"
 
     def __init__(self, clock: Clock, phase: Phase, expected: int) -> None:
-        self.totals = Totals()
+        super().__init__()
         self._tell = clock.progress
         self._phase = phase
         self._expected = expected
@@ -100,12 +98,6 @@ class Meter:
             f"{name}_checkpoints_expected": self._expected,
             f"{name}_bytes": self.totals.bytes,
         }
-
-    def see(self, record: Record) -> None:
-        """Count one record."""
-        self.totals.see(record)
-        if isinstance(record, Checkpoint) and self.totals.checkpoints % TOLD_EVERY == 0:
-            self.tell()
 
     def add(self, some: Totals) -> None:
         """Count what a worker has moved."""

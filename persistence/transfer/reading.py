@@ -12,14 +12,14 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from persistence.transfer.digest import Digester, ThreadDigest, digests
 from persistence.transfer.records import Preflight, Record, Source
 from persistence.transfer.report import Counts, counted
 from persistence.transfer.spool import Entry
 from persistence.transfer.survey import Survey
-from persistence.transfer.workers import Crew, Done, Open, Tell, Telling, itself, shared
+from persistence.transfer.workers import Crew, Open, Tell, Telling, itself, shared
 
 T = TypeVar("T", str, ThreadDigest)
 """A thread, as a comparison knows it."""
@@ -93,11 +93,11 @@ class Pieces(Generic[T]):
         while piece := list(islice(self._threads, self._size)):
             yield piece
 
-    def took(self, done: Done[list[T], Any]) -> None:
+    def took(self, piece: Sequence[T], seconds: float) -> None:
         """Learn from a piece that was done how many the next ones should have."""
-        if len(done.piece) == self._size and done.seconds < _QUICK:
+        if len(piece) == self._size and seconds < _QUICK:
             self._size = min(self._size * 2, self._most)
-        elif len(done.piece) == self._size and done.seconds > _SLOW:
+        elif len(piece) == self._size and seconds > _SLOW:
             self._size = max(self._size // 2, 1)
 
 
@@ -145,7 +145,7 @@ def read_by(
     pieces, blank = Pieces(source.threads(), source), deepcopy(preflight)
     here, elsewhere = Looking(itself(source), blank), Looking(opens[0], blank)
     for done in crew.each(here, elsewhere, pieces, told):
-        pieces.took(done)
+        pieces.took(done.piece, done.seconds)
         preflight.merge(done.result.preflight)
         survey.merge(done.result.survey)
         yield from done.result.entries
@@ -185,5 +185,5 @@ def digest_by(
     opens = divided(*sides) if crew.count > 1 else None
     here = Digesting([itself(side) for side in sides])
     for done in crew.each(here, Digesting(opens) if opens is not None else None, pieces, told):
-        pieces.took(done)
+        pieces.took(done.piece, done.seconds)
         yield done.piece, done.result

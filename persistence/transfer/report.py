@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -99,13 +100,21 @@ class Totals:
         return max(0, self.bytes_referenced - self.bytes)
 
 
-class Counts(Protocol):
-    """Counts what passes."""
+class Counts(ABC):
+    """Counts what passes, and tells of it now and then."""
 
-    totals: Totals
+    def __init__(self) -> None:
+        self.totals = Totals()
 
     def see(self, record: Record) -> None:
         """Count one record."""
+        self.totals.see(record)
+        if isinstance(record, Checkpoint) and self.totals.checkpoints % TOLD_EVERY == 0:
+            self.tell()
+
+    @abstractmethod
+    def tell(self) -> None:
+        """Say how far it has come."""
 
 
 def counted(records: Iterable[Record], counts: Counts) -> Iterator[Record]:

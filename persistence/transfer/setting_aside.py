@@ -14,6 +14,7 @@ from persistence.transfer.held import HeldValues
 from persistence.transfer.keys import Key, key_of
 from persistence.transfer.ledger import SetAside
 from persistence.transfer.records import Checkpoint, Preflight, Record, Reject, Source, Value
+from persistence.transfer.report import counted
 from persistence.transfer.wrapping import Wrapped
 
 Unfit = Mapping[tuple[str, Key], str]
@@ -79,9 +80,7 @@ def _read(source: Source, threads: Sequence[str] | None, clock: Clock) -> Iterat
     """The records, while the progress is told."""
     with clock.phase("rejects"):
         meter = Meter(clock, "rejects", source.count(threads))
-        for record in source.records(threads):
-            meter.see(record)
-            yield record
+        yield from counted(source.records(threads), meter)
         meter.tell()
 
 

@@ -37,7 +37,7 @@ from persistence.transfer.items import (
 )
 from persistence.transfer.ledger import LedgerEntry, Run
 from persistence.transfer.preflight import RefusedError
-from persistence.transfer.report import Phase, StoreTotals
+from persistence.transfer.report import TOLD_EVERY, Phase, StoreTotals
 
 if TYPE_CHECKING:
     from persistence.transfer.engine import Clock, Scan
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from persistence.transfer.records import Sink, Source
 
 _AT_ONCE = 500
-_TOLD_EVERY = 64
 _IN_MEMORY = 4_000_000
 _key = msgspec.msgpack.Decoder(tuple[str, str])
 
@@ -255,7 +254,7 @@ def _told(store: StoreSource, clock: Clock, phase: Phase, expected: int) -> Iter
         yield item
         done += 1
         size += item.size if isinstance(item, Item) else 0
-        if done % _TOLD_EVERY == 0:
+        if done % TOLD_EVERY == 0:
             clock.progress(phase, done, max(done, expected), size)
     if expected or done:
         clock.progress(phase, done, done, size)

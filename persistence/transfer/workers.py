@@ -24,8 +24,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkabl
 
 from persistence.errors import TransferError
 from persistence.transfer.collecting import rarely_collected
-from persistence.transfer.records import Checkpoint, Record, Sink, Source
-from persistence.transfer.report import TOLD_EVERY, Totals
+from persistence.transfer.records import Sink, Source
+from persistence.transfer.report import Counts, Totals
 
 MOST = 4
 """Processes that work unasked; more of them take more memory, and wait for the server."""
@@ -113,19 +113,13 @@ class _Ended:
     """A worker has closed the job."""
 
 
-class Telling:
-    """Counts what passes, and tells of it now and then."""
+class Telling(Counts):
+    """Tells what was done since it told the last time."""
 
     def __init__(self, tell: Tell) -> None:
-        self.totals = Totals()
+        super().__init__()
         self._tell = tell
         self._told = Totals()
-
-    def see(self, record: Record) -> None:
-        """Count one record."""
-        self.totals.see(record)
-        if isinstance(record, Checkpoint) and self.totals.checkpoints % TOLD_EVERY == 0:
-            self.tell()
 
     def tell(self) -> None:
         """Tell what has not been told."""

@@ -306,5 +306,5 @@ def test_pieces_grow_until_they_take_a_moment() -> None:
     sizes = []
     for piece, seconds in zip(pieces, [0.01] * 3 + [1.0] * 2 + [4.0] + [1.0] * 2, strict=False):
         sizes.append(len(piece))
-        pieces.took(workers.Done(piece, None, seconds))
+        pieces.took(piece, seconds)
     assert sizes == [1, 2, 4, 8, 8, 8, 4, 4]

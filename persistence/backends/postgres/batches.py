@@ -58,6 +58,21 @@ C = TypeVar("C")
 W = TypeVar("W", bound=Waiting)
 
 
+class Sent(Generic[C]):
+    """Calls that are on their way together, or were."""
+
+    def __init__(self, calls: Sequence[C]) -> None:
+        self.calls = calls
+        self.found: list[Rows] = []
+        """The answers that came; those to writes are true only when all is done."""
+        self.is_done = False
+        self.is_stuck = False
+        """It was given up because it took too long."""
+        self.seconds = 0.0
+        """It took until it was back."""
+        self.error: BaseException | None = None
+
+
 class _Call:
     """An operation that waits for its turn or for its answer."""
 
@@ -100,17 +115,11 @@ class _Call:
             await asyncio.wait([self.work])
 
 
-class _Batch:
-    """Calls that are on their way together."""
+class _Batch(Sent[_Call]):
+    """A batch of tasks."""
 
     def __init__(self, conn: AsyncPoolConnection, calls: Sequence[_Call]) -> None:
-        self.calls = calls
-        self.found: list[Rows] = []
-        """The answers until now; those to writes are true only when all is done."""
-        self.is_done = False
-        self.is_stuck = False
-        self.seconds = 0.0
-        self.error: BaseException | None = None
+        super().__init__(calls)
         self._conn = conn
         self._interrupted = False
         self._work = asyncio.ensure_future(self._do())
@@ -317,20 +326,6 @@ def taken(queue: deque[W], most: int) -> list[W]:
             keys.add(call.key)
             size += call.size
     return calls
-
-
-class Sent(Protocol[C]):
-    """A batch that is back."""
-
-    calls: Sequence[C]
-    found: list[Rows]
-    """The answers that came; those to writes are true only when all is done."""
-    is_done: bool
-    is_stuck: bool
-    """It was given up because it took too long."""
-    seconds: float
-    """It took until it was back."""
-    error: BaseException | None
 
 
 class Size:

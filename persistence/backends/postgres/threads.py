@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from contextlib import suppress
 from enum import Enum
 from time import monotonic
@@ -24,6 +24,7 @@ from persistence.backends.postgres.batches import (
     STALLED,
     STUCK,
     Rows,
+    Sent,
     Size,
     next_queue,
     outcome,
@@ -75,16 +76,8 @@ class _Call:
         return self._answer
 
 
-class _Batch:
-    """Calls that are on their way together."""
-
-    def __init__(self, calls: Sequence[_Call]) -> None:
-        self.calls = calls
-        self.found: list[Rows] = []
-        self.is_done = False
-        self.is_stuck = False
-        self.seconds = 0.0
-        self.error: BaseException | None = None
+class _Batch(Sent[_Call]):
+    """A batch of threads."""
 
     def run(self, conn: PoolConnection) -> None:
         """Come back when the server has answered or is lost; what went wrong is in ``error``."""
@@ -206,14 +199,16 @@ class ThreadBatches:
         """Take to the server what waits, the caller's own first; then each of them is told more."""
         try:
             conn = self._connection(call)
-            with self._lock:
-                call.turn = None
-                queue.appendleft(call)
-                batch = _Batch(taken(queue, self._size.most))
-            batch.run(conn)
-            self._size.learn(batch)
-            is_lost = conn.closed
-            self._pool.putconn(conn)
+            try:
+                with self._lock:
+                    call.turn = None
+                    queue.appendleft(call)
+                    batch = _Batch(taken(queue, self._size.most))
+                batch.run(conn)
+                self._size.learn(batch)
+                is_lost = conn.closed
+            finally:
+                self._pool.putconn(conn)
             self._settle(batch, queue, lost=is_lost)
             if batch.error is not None and not isinstance(batch.error, Exception):
                 self._leave(call, queue)
