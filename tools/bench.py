@@ -3,7 +3,7 @@
     python tools/bench.py                      # a quarter of an hour
     python tools/bench.py --short              # seconds: shows that it runs, not how fast it is
     python tools/bench.py --full --json bench.json --chart bench.svg
-    python tools/bench.py --read bench.json --page docs/speed.md
+    python tools/bench.py --read bench.json --page docs/figures.md
 
 ``docs/speed.md`` says what is measured, and how to read it.
 """

@@ -79,7 +79,8 @@ def test_bench_runs(tmp_path: Path, postgres_server: str) -> None:
     env = {"PERSISTENCE_TEST_POSTGRES": postgres_server}
     result = program(tmp_path, "bench.py", "--short", "--json", "bench.json", "--chart", "bench.svg", env=env)
     assert result.returncode == 0, result.stderr
-    works = json.loads((tmp_path / "bench.json").read_text())["works"]
+    found = json.loads((tmp_path / "bench.json").read_text())
+    works = found["works"]
     kinds = {"steps", "graph", "store", "history", "large", "transfer", "transfer memory"}
     assert {work["kind"] for work in works} == kinds
     for work in works:
@@ -89,6 +90,12 @@ def test_bench_runs(tmp_path: Path, postgres_server: str) -> None:
             assert contender["errors"] == 0
             assert all(figure["median"] >= 0 for figure in contender["summary"].values())
     assert "<svg" in (tmp_path / "bench.svg").read_text()
+    (tmp_path / "bench.json").write_text(json.dumps({**found, "works": works[1:]}))  # as if interrupted
+    resumed = program(tmp_path, "bench.py", "--short", "--json", "bench.json", "--resume", env=env)
+    assert resumed.returncode == 0, resumed.stderr
+    now = json.loads((tmp_path / "bench.json").read_text())["works"]
+    assert now[:-1] == works[1:]
+    assert now[-1]["name"] == works[0]["name"]
 
 
 def test_cli_reference_is_checked(checkout: Path) -> None:

@@ -38,8 +38,7 @@ def main(argv: list[str] | None = None) -> int:
             report.show(console, outcome)
     if not options.short:
         report.show_goals(console, verdicts)
-    if options.json:
-        options.json.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    _save(options.json, run)
     if options.chart:
         options.chart.write_text(svg(outcomes), encoding="utf-8")
     if options.page:
@@ -58,7 +57,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (%(default)s)")
     parser.add_argument("--seconds", type=float, default=0.7, help="of each measurement (%(default)s)")
     parser.add_argument("--folder", type=Path, help="where the databases are: a folder on a real disk")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write all samples there")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write all samples there, after each work")
+    parser.add_argument("--resume", action="store_true", help="do only what is not in the --json file yet")
     parser.add_argument("--chart", type=Path, metavar="PATH", help="write an SVG chart there")
     parser.add_argument(
         "--page", type=Path, metavar="PATH", help="put the tables between this page's markers"
@@ -66,6 +66,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.rounds < 1 or options.seconds <= 0:
         parser.error("at least one round, and more than no time")
+    if options.resume and not options.json:
+        parser.error("--resume goes on with a file: name it with --json")
     options.works = [
         work
         for work in plan(short=options.short, full=options.full)
@@ -103,19 +105,50 @@ def _measure(options: argparse.Namespace, console: Console, folder: Path, where:
     machine |= {f"Postgres: {key}": value for key, value in where.describe().items()}
     for key, value in machine.items():
         console.print(f"{key}: {value}", markup=False, highlight=False)
-    outcomes: list[Outcome] = []
-    with Arena(folder, where, seeded=5 if options.short else 100) as arena:
-        for work in options.works:
-            outcomes.append(_one(work, arena, options))
-            report.show(console, outcomes[-1])
-    return {
-        "command": " ".join(["python", "tools/bench.py", *sys.argv[1:]]),
+    run: dict[str, Any] = {
+        "command": " ".join(["python", "tools/bench.py", *(a for a in sys.argv[1:] if a != "--resume")]),
         "date": datetime.date.today().isoformat(),
         "rounds": options.rounds,
         "seconds": options.seconds,
         "machine": machine,
-        "works": [outcome.as_json() for outcome in outcomes],
+        "works": [],
     }
+    if options.resume and options.json.exists():
+        run["works"] = _done(json.loads(options.json.read_text(encoding="utf-8")), run)
+    done = {data["name"] for data in run["works"]}
+    with Arena(folder, where, seeded=5 if options.short else 100) as arena:
+        for work in options.works:
+            if work.name not in done:
+                outcome = _one(work, arena, options)
+                report.show(console, outcome)
+                run["works"].append(outcome.as_json())
+                _save(options.json, run)
+    return run
+
+
+def _done(earlier: dict[str, Any], run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The works of an interrupted run; contenders are compared within a work, so each is whole.
+
+    Raises:
+        SystemExit: It was another measurement.
+    """
+
+    def measured(some: dict[str, Any]) -> tuple[Any, ...]:
+        machine = {key: value for key, value in some["machine"].items() if "round trip" not in key}
+        return some["rounds"], some["seconds"], machine
+
+    if measured(earlier) != measured(run):
+        raise SystemExit("the file is of another machine, other versions or other rounds: begin a new one")
+    works: list[dict[str, Any]] = earlier["works"]
+    return works
+
+
+def _save(path: Path | None, run: dict[str, Any]) -> None:
+    """Replace the file: an interrupted run keeps what it has measured."""
+    if path is not None:
+        new = path.with_name(path.name + ".new")
+        new.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+        new.replace(path)
 
 
 def _one(work: Work, arena: Arena, options: argparse.Namespace) -> Outcome:
