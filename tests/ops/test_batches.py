@@ -27,6 +27,17 @@ _INSERT = "INSERT INTO done (id) VALUES (%(id)s::int) RETURNING id, pg_current_x
 _DIVIDE = "INSERT INTO done (id) SELECT 1 / %(id)s::int RETURNING id"
 _SLOW = "INSERT INTO done (id) SELECT %(id)s::int FROM pg_sleep(%(seconds)s::float8) RETURNING id"
 _ID = "SELECT %(id)s::int / 1"
+VICTIM = """
+CREATE SEQUENCE tried;
+CREATE FUNCTION victim() RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+    IF nextval('tried') < 4 THEN RAISE 'deadlock detected' USING ERRCODE = '40P01'; END IF;
+    RETURN 'done';
+END $$"""
+STUBBORN = """
+CREATE FUNCTION stubborn() RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM pg_sleep(30);
+EXCEPTION WHEN query_canceled THEN RAISE division_by_zero;
+END $$"""
 _POOL = 6
 
 
@@ -108,6 +119,18 @@ async def test_a_commit_that_fails_is_the_error_of_who_caused_it(
     assert stored(watch) == list(range(10))
 
 
+async def test_the_victim_of_a_deadlock_tries_again(batches: Batches, watch: psycopg.Connection[Any]) -> None:
+    watch.execute(VICTIM)
+    assert await batches.write(("SELECT victim()", {})) == [("done",)]
+    for others in (0, 5):  # the last of a queue is a batch by itself
+        watch.execute("SELECT setval('tried', 1, false)")
+        await busy(batches, 0.02)
+        victim = asyncio.ensure_future(batches.write(("SELECT victim()", {})))
+        await asyncio.gather(*insert(batches, *range(others)))
+        assert await victim == [("done",)]
+    assert stored(watch) == list(range(5))
+
+
 async def test_one_key_is_written_once_in_a_transaction(batches: Batches) -> None:
     await busy(batches, 0.02)
     same = await asyncio.gather(*insert(batches, *range(6), key=("thread", "ns", "id")))
@@ -160,6 +183,22 @@ async def test_who_is_cancelled_on_the_way_leaves_the_others_alone(
         0, 1, 2, 4, 5, 6, 7, 8, 9, 100,
     ]  # fmt: skip
     assert [id_ for id_ in stored(watch) if id_ != 3] == [0, 1, 2, 4, 5, 6, 7, 8, 9, 100]
+
+
+async def test_a_cancelled_batch_that_ends_otherwise_loses_nothing(
+    batches: Batches, watch: psycopg.Connection[Any]
+) -> None:
+    """As one does whose deadlock is found while it is cancelled."""
+    watch.execute(STUBBORN)
+    await busy(batches, 0.02)
+    tasks = insert(batches, *range(5))
+    stubborn = asyncio.ensure_future(batches.write(("SELECT stubborn()", {})))
+    tasks += insert(batches, *range(5, 10))
+    await asyncio.sleep(0.1)
+    stubborn.cancel()
+    assert [rows[0][0] for rows in await asyncio.gather(*tasks)] == list(range(10))
+    assert stored(watch) == list(range(10))
+    assert "returns_bad" not in batches._pool.get_stats()
 
 
 async def test_who_waits_for_a_lock_does_not_hold_up_the_others(

@@ -15,12 +15,13 @@ import asyncio
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from time import monotonic
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import psycopg
-from psycopg import capabilities
+from psycopg import capabilities, errors
 from psycopg.abc import PQGen
 from psycopg_pool import PoolTimeout
 
@@ -38,6 +39,9 @@ STALLED = 0.05
 """Seconds without any answer, after which those who wait get a further connection."""
 STUCK = 1.0
 """Seconds after which a batch is given up: the lock that stops one operation must not stop the others."""
+ATTEMPTS = 10
+CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
+"""Errors of who got into the way of another transaction: nothing was done, and it may try again."""
 _LONG = STUCK / 4
 """Seconds that a batch may take and the next ones be larger."""
 
@@ -160,8 +164,13 @@ class _Batch(Sent[_Call]):
             self.error = error
 
     def _steps(self) -> PQGen[None]:
-        yield from self._conn.wire.run_all([call.statement for call in self.calls], self.found.append)
-        self.is_done = True
+        try:
+            yield from self._conn.wire.run_all([call.statement for call in self.calls], self.found.append)
+        except psycopg.Error as error:
+            # Not through the driver, which drops what it cancels and what then ends with another error.
+            self.error = error
+        else:
+            self.is_done = True
 
 
 class Batches:
@@ -188,6 +197,12 @@ class Batches:
 
     async def alone(self, statement: Statement) -> Rows:
         """Run a statement now, on a connection of its own."""
+        for _ in range(1, ATTEMPTS):
+            with suppress(*CONFLICTS):
+                return await self._once(statement)
+        return await self._once(statement)
+
+    async def _once(self, statement: Statement) -> Rows:
         conn = await self._pool.getconn()
         try:
             return await conn.exchange(*statement)
@@ -360,10 +375,14 @@ def outcome(batch: Sent[C], *, is_read: bool, lost: bool) -> Outcome[C]:
     if lost:  # what became of them nobody knows
         text = str(batch.error or "the server did not end a batch")
         answers += [(call, psycopg.OperationalError(text)) for call in calls]
-    elif len(batch.calls) == 1 and isinstance(batch.error, Exception):
+    elif len(batch.calls) == 1 and _is_final(batch.error):
         answers += [(call, batch.error) for call in calls]
     elif at < len(calls):
         return Outcome(answers, [calls.pop(at)], calls)
     else:  # the commit failed, if any are left
         return Outcome(answers, calls, [])
     return Outcome(answers, [], [])
+
+
+def _is_final(error: BaseException | None) -> TypeGuard[Exception]:
+    return isinstance(error, Exception) and not isinstance(error, CONFLICTS)

@@ -33,7 +33,7 @@ from psycopg import errors
 
 from persistence.backends.postgres import steps
 from persistence.backends.postgres.arguments import Life, PostgresArguments, Statement
-from persistence.backends.postgres.batches import Batches
+from persistence.backends.postgres.batches import ATTEMPTS, CONFLICTS, Batches
 from persistence.backends.postgres.connection import AsyncPool, Pool, translated
 from persistence.backends.postgres.steps import Listing, Rows, Steps
 from persistence.backends.postgres.threads import ThreadBatches
@@ -42,12 +42,12 @@ from persistence.metrics import ASYNC_OPERATIONS, OPERATIONS, measured
 
 T = TypeVar("T")
 
-_ATTEMPTS = 5
 _EXPECTED = errors.InvalidTextRepresentation
 """An operation may expect it of a statement, which then was not carried out."""
 _KEY = itemgetter("thread", "ns", "id")
 """Of the row that ``put`` stores. No transaction may store one twice, since it is known by its ``xmin``."""
-_CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
+_CONFLICTS = (*CONFLICTS, errors.UniqueViolation)
+"""A copy meets the last one where somebody else fills the target meanwhile."""
 
 
 @measured(
@@ -222,7 +222,7 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
 
     def _transact(self, begin: Callable[[], Steps[None]]) -> None:
         """Run an operation in one transaction, again where another one came in between."""
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 with translated(self._where), self.pool.connection() as conn, conn.transaction():
                     operation, rows = begin(), None
@@ -230,7 +230,7 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
                         rows = conn.wait(conn.wire.run(*statement, prepare=False))
                 return
             except _CONFLICTS:
-                if attempt == _ATTEMPTS:
+                if attempt == ATTEMPTS:
                     raise
 
     def _page(self, listing: Listing) -> Rows:
@@ -467,7 +467,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
             return end.value  # type: ignore[no-any-return]
 
     async def _transact(self, begin: Callable[[], Steps[None]]) -> None:
-        for attempt in range(1, _ATTEMPTS + 1):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 with translated(self._where):
                     async with self.pool.connection() as conn, conn.transaction():
@@ -476,7 +476,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
                             rows = await conn.wait(conn.wire.run(*statement, prepare=False))
                 return
             except _CONFLICTS:
-                if attempt == _ATTEMPTS:
+                if attempt == ATTEMPTS:
                     raise
 
     def _pages(self, listing: Listing) -> Iterator[CheckpointTuple]:

@@ -21,6 +21,8 @@ from psycopg_pool import PoolTimeout
 from persistence.backends.postgres.arguments import Statement
 from persistence.backends.postgres.batches import (
     AT_ONCE,
+    ATTEMPTS,
+    CONFLICTS,
     STALLED,
     STUCK,
     Rows,
@@ -127,6 +129,12 @@ class ThreadBatches:
 
     def alone(self, statement: Statement) -> Rows:
         """Run a statement now, on a connection of its own."""
+        for _ in range(1, ATTEMPTS):
+            with suppress(*CONFLICTS):
+                return self._once(statement)
+        return self._once(statement)
+
+    def _once(self, statement: Statement) -> Rows:
         # Not `with pool.connection()`: that also looks for a transaction to commit, and there is none.
         conn = self._pool.getconn()
         try:
