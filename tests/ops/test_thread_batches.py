@@ -21,7 +21,7 @@ from persistence.dsn import Dsn
 from persistence.errors import ConnectError
 from persistence.settings import Settings
 from persistence.testing.subject import at, bare
-from tests.ops.test_batches import _DIVIDE, _ID, _INSERT, _POOL, _SLOW, stored, watch
+from tests.ops.test_batches import _DIVIDE, _ID, _INSERT, _POOL, _SLOW, VICTIM, stored, watch
 from tests.ops.test_lost import KILL
 
 __all__ = ["watch"]
@@ -45,6 +45,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
+_WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 _HOLD = "SELECT pg_advisory_xact_lock_shared(1)::text"
 
 
@@ -67,8 +68,7 @@ class Busy:
                 time.sleep(0.001)
 
     def _waiting(self) -> int:
-        locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-        return int(self._watch.execute(locks).fetchall()[0][0])
+        return int(self._watch.execute(_WAITING).fetchall()[0][0])
 
     def end(self, waiting: int = 0) -> None:
         while len(self.batches._reads) + len(self.batches._writes) < waiting:
@@ -140,6 +140,22 @@ def test_a_commit_that_fails_is_the_error_of_who_caused_it(
     assert [type(one) for one in ended(tasks)].count(errors.UniqueViolation) == 1
     assert isinstance(ended(tasks)[7], errors.UniqueViolation)
     assert stored(watch) == list(range(10))
+
+
+def test_the_victim_of_a_deadlock_tries_again(
+    batches: ThreadBatches, threads: ThreadPoolExecutor, watch: psycopg.Connection[Any], busy: Busy
+) -> None:
+    watch.execute(VICTIM)
+    assert batches.write(("SELECT victim()", {})) == [("done",)]
+    for others in (0, 5):  # the last of a queue is a batch by itself
+        watch.execute("SELECT setval('tried', 1, false)")
+        busy.begin()
+        victim = threads.submit(batches.write, ("SELECT victim()", {}))
+        tasks = insert(batches, threads, *range(others))
+        busy.end(waiting=others + 1)
+        assert ended([victim]) == [[("done",)]]
+        assert len(ended(tasks)) == others
+    assert stored(watch) == list(range(5))
 
 
 def test_who_waits_for_a_lock_does_not_hold_up_the_others(
@@ -278,3 +294,30 @@ def test_savers_share_too_and_tell_each_its_own_error(
         watch.execute(KILL)
         lost = [threads.submit(saver.get_tuple, at(f"t{number}")) for number in range(40)]
         assert {type(task.exception(20)) for task in lost} <= {ConnectError, type(None)}
+
+
+def test_a_copy_is_of_one_moment(
+    postgres_dsn: str, watch: psycopg.Connection[Any], threads: ThreadPoolExecutor
+) -> None:
+    """A checkpoint that comes between the copied values and the copied checkpoints would lack its values."""
+    watch.execute("""
+        CREATE FUNCTION held() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM pg_advisory_xact_lock(1); RETURN NULL;
+        END $$""")
+    with persistence.open(postgres_dsn, settings=Settings(pool_max=8)) as db:
+        saver = db.checkpointer
+        assert saver is not None
+        watch.execute("CREATE TRIGGER held BEFORE INSERT ON checkpoint_writes EXECUTE FUNCTION held()")
+
+        def put(step: str) -> None:
+            saver.put(at("source"), bare(step, {"list": [step]}, {"list": step}), {}, {"list": step})
+
+        put("1")
+        watch.execute("SELECT pg_advisory_lock(1)")
+        copy = threads.submit(saver.copy_thread, "source", "target")
+        while not watch.execute(_WAITING).fetchall()[0][0]:
+            time.sleep(0.001)
+        put("2")
+        watch.execute("SELECT pg_advisory_unlock(1)")
+        assert copy.result(10) is None
+        assert [found.checkpoint["channel_values"] for found in saver.list(at("target"))] == [{"list": ["1"]}]

@@ -192,7 +192,8 @@ def delete_for_runs(runs: Sequence[str]) -> Steps[None]:
 
 
 def copy_thread(source: str, target: str) -> Steps[None]:
-    """Copy a thread's rows under another thread id."""
+    """Copy a thread's rows under another thread id; one transaction, on one snapshot."""
+    yield sql.SNAPSHOT, {}
     ((is_empty,),) = yield sql.IS_EMPTY, {"thread": source}
     if is_empty:
         return
