@@ -62,6 +62,16 @@ def test_errors_are_those_of_the_driver(conn: psycopg.Connection[Any]) -> None:
         assert conn.wait(wire.run("SELECT %(one)s::int", {"one": 1})) == [(1,)]
 
 
+def test_text_does_not_end_at_a_nul(conn: psycopg.Connection[Any]) -> None:
+    wire = Wire(conn.pgconn, None, "utf-8", 0)
+    query = "SELECT %(a)s::text"
+    with pytest.raises(errors.DataError):
+        conn.wait(wire.run(query, {"a": "a\0b"}))
+    with pytest.raises(errors.DataError):
+        conn.wait(wire.run_all([(query, {"a": "a"}), (query, {"a": "a\0b"})], lambda rows: None))
+    assert conn.wait(wire.run(query, {"a": "a"})) == [("a",)]
+
+
 def test_only_so_many_statements_are_prepared(conn: psycopg.Connection[Any]) -> None:
     wire = Wire(conn.pgconn, None, "utf-8", 0)
     for i in range(110):

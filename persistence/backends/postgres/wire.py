@@ -240,8 +240,14 @@ def _encoded(values: Sequence[Any], encoding: str) -> tuple[list[int], list[byte
     return formats, encoded
 
 
+def _text(value: str, encoding: str) -> bytes:
+    if "\0" in value:  # where libpq would take it to end
+        raise errors.DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
+    return value.encode(encoding)
+
+
 _SCALARS: dict[type, Callable[[Any, str], bytes]] = {
-    str: lambda value, encoding: value.encode(encoding),
+    str: _text,
     int: lambda value, encoding: b"%d" % value,
     bool: lambda value, encoding: b"true" if value else b"false",
     list: lambda value, encoding: b"{%s}" % b",".join([b"NULL"] * len(value)),  # says nothing of its type
