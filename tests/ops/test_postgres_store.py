@@ -131,6 +131,28 @@ async def test_what_fails_fails_as_in_langgraph(postgres_dsn: str) -> None:
             db.store.batch(READS)
 
 
+async def test_what_fails_fails_alone(postgres_dsn: str) -> None:
+    """The tasks ask in the same turn of the event loop, and so together."""
+    async with persistence.aopen(postgres_dsn) as db:
+        store = db.store
+        assert store is not None
+        await store.aput(HERE, "old", {"i": 0})
+        ended = await asyncio.gather(
+            store.aput(HERE, "first", {"i": 1}),
+            store.aput(HERE, "NUL \0", {"i": 2}),
+            store.aget(HERE, "old"),
+            store.asearch(HERE, filter={"i": {"nonsense": 1}}),
+            store.aput(HERE, "last", {"i": 3}),
+            store.aput(HERE, "last", {"i": 4}),
+            return_exceptions=True,
+        )
+        assert [type(one).__name__ for one in ended] == [
+            "NoneType", "DataError", "Item", "ValueError", "NoneType", "NoneType",
+        ]  # fmt: skip
+        stored = {item.key: item.value["i"] for item in await store.asearch(HERE)}
+        assert stored == {"old": 0, "first": 1, "last": 4}
+
+
 def test_reading_starts_the_time_of_an_item_anew(postgres_dsn: str) -> None:
     with (
         persistence.open(postgres_dsn) as db,

@@ -6,7 +6,9 @@ for the answer to each before it sends the next; here all that is asked at once 
 
 from __future__ import annotations
 
+import asyncio
 import json
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from datetime import tzinfo
 from functools import partial
@@ -14,6 +16,7 @@ from typing import Any, cast
 
 import psycopg
 from langgraph.store.base import GetOp, Item, ListNamespacesOp, Op, PutOp, Result, SearchItem, SearchOp
+from langgraph.store.base.batch import _dedupe_ops
 from langgraph.store.postgres.aio import AsyncPostgresStore as UpstreamAsyncStore
 from langgraph.store.postgres.base import BasePostgresStore, _group_ops
 from langgraph.store.postgres.base import PostgresStore as UpstreamStore
@@ -29,6 +32,7 @@ from persistence.backends.postgres.connection import (
     translated,
 )
 from persistence.backends.postgres.wire import LARGE, Params
+from persistence.errors import PersistenceError
 
 _GET = "SELECT value, created_at, updated_at FROM store WHERE prefix = %(prefix)s AND key = %(key)s"
 _REFRESH = f"""
@@ -40,6 +44,7 @@ WITH refreshed AS (
 
 _Rows = list[tuple[Any, ...]]
 _Take = Callable[[_Rows, tzinfo], Result]
+_Asked = tuple[asyncio.Future[Result], Op]
 
 
 class PostgresStore(UpstreamStore):
@@ -79,7 +84,7 @@ class PostgresStore(UpstreamStore):
 
 
 class AsyncPostgresStore(UpstreamAsyncStore):
-    """As :class:`PostgresStore`, for the running event loop."""
+    """As :class:`PostgresStore`, for the running event loop; of what goes together each fails alone."""
 
     __slots__ = ()
 
@@ -109,6 +114,41 @@ class AsyncPostgresStore(UpstreamAsyncStore):
         finally:
             await pool.putconn(conn)
         return True
+
+    def _ensure_task(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = self._loop.create_task(_serve(self._aqueue, weakref.ref(self)))
+
+
+async def _serve(queue: asyncio.Queue[_Asked], store: weakref.ref[AsyncPostgresStore]) -> None:
+    """Have what all tasks ask in one turn of the event loop go together, while there is a store."""
+    while True:
+        asked = [await queue.get()]
+        while not queue.empty():
+            asked.append(queue.get_nowait())
+        if (here := store()) is None:
+            return
+        await _answer(here, [one for one in asked if not one[0].done()])
+        del here
+
+
+async def _answer(store: AsyncPostgresStore, asked: Sequence[_Asked]) -> None:
+    """Give each its answer or its own error; LangGraph's store gives the error of one to all."""
+    listen, ops = _dedupe_ops([op for _, op in asked])
+    try:
+        results = await store.abatch(ops)
+    except Exception as error:  # noqa: BLE001 - it belongs to those who asked
+        if len(asked) > 1 and not isinstance(error, PersistenceError):
+            for one in asked:
+                await _answer(store, [one])
+            return
+        for future, _ in asked:
+            if not future.done():
+                future.set_exception(error)
+    else:
+        for at, (future, _) in zip(listen or range(len(asked)), asked, strict=True):
+            if not future.done():
+                future.set_result(results[at])
 
 
 _FAILURES = (psycopg.Error, KeyError)
