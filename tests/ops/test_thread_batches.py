@@ -16,7 +16,7 @@ from psycopg_pool import PoolTimeout
 
 import persistence
 from persistence.backends.postgres.connection import make_pool
-from persistence.backends.postgres.threads import ThreadBatches
+from persistence.backends.postgres.threads import ThreadBatches, _Batch
 from persistence.dsn import Dsn
 from persistence.errors import ConnectError
 from persistence.settings import Settings
@@ -263,6 +263,48 @@ def test_an_interrupt_from_the_keyboard_ends_one_and_the_others_go_on(
     assert [rows[0][0] for rows in ended(tasks)] == list(range(10))
     assert (100 in stored(watch)) == (100 in now)  # once it is interrupted, nothing more happens
     assert batches._busy == 0
+
+
+@pytest.mark.parametrize("when", ["before it leads", "before its batch", "after its batch"])
+def test_an_interrupt_at_any_moment_leaves_nobody_waiting(
+    batches: ThreadBatches,
+    threads: ThreadPoolExecutor,
+    busy: Busy,
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    me = threading.get_ident()
+    lead, run = ThreadBatches._lead, _Batch.run
+
+    def interrupted_lead(self: ThreadBatches, *args: Any) -> None:
+        if threading.get_ident() == me and when == "before it leads":
+            raise KeyboardInterrupt
+        lead(self, *args)
+
+    def interrupted_run(self: _Batch, *args: Any) -> None:
+        if threading.get_ident() == me and when == "before its batch":
+            raise KeyboardInterrupt
+        run(self, *args)
+        if threading.get_ident() == me:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ThreadBatches, "_lead", interrupted_lead)
+    monkeypatch.setattr(_Batch, "run", interrupted_run)
+    busy.begin()
+    end = threads.submit(busy.end, waiting=8)
+
+    def others() -> list[Future[Any]]:
+        while not batches._reads:
+            time.sleep(0.001)
+        return [threads.submit(batches.read, (_ID, {"id": id_})) for id_ in range(7)]
+
+    tasks = threads.submit(others)
+    with pytest.raises(KeyboardInterrupt):
+        batches.read((_ID, {"id": 1}))  # the first that waits, and so the first to lead
+    assert end.exception(10) is None
+    assert [rows[0][0] for rows in ended(tasks.result())] == list(range(7))
+    assert batches._busy == 0
+    assert batches._pool.get_stats()["pool_available"] == _POOL
 
 
 def test_savers_share_too_and_tell_each_its_own_error(

@@ -16,6 +16,7 @@ from time import monotonic
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
 from psycopg_pool import PoolTimeout
 
 from persistence.backends.postgres.arguments import Statement
@@ -47,8 +48,7 @@ class _Turn(Enum):
 class _Call:
     """An operation whose thread waits for its turn or for its answer."""
 
-    __slots__ = ("_answer", "_woken", "begun", "key", "size", "statement", "turn")
-    is_over = False  # who gives up takes its call out of the queue
+    __slots__ = ("_answer", "_woken", "begun", "has_place", "is_over", "key", "size", "statement", "turn")
 
     def __init__(self, statement: Statement, size: int, key: Hashable | None) -> None:
         self.statement = statement
@@ -56,6 +56,10 @@ class _Call:
         self.key = key
         self.begun = monotonic()
         self.turn: _Turn | None = None
+        self.has_place = False
+        """It is one of those that are counted as busy."""
+        self.is_over = False
+        """Its thread has given up."""
         self._answer: Rows | Exception
         self._woken = threading.Lock()
         self._woken.acquire()
@@ -145,27 +149,25 @@ class ThreadBatches:
     def _run(self, statement: Statement, queue: deque[_Call], key: Hashable | None) -> Rows:
         if (size := size_of(statement[1])) >= LARGE:
             return self.alone(statement)
-        call = None
-        with self._lock:
-            if self._busy < AT_ONCE:
-                self._busy += 1
-            else:
-                call = _Call(statement, size, key)
-                queue.append(call)
-        if call is not None:
-            return self._wait(call, queue)
+        call = _Call(statement, size, key)
         try:
-            return self.alone(statement)
+            with self._lock:
+                if self._busy < AT_ONCE:
+                    self._take_place(call)
+                else:
+                    queue.append(call)
+            return self.alone(statement) if call.has_place else self._wait(call, queue)
+        except BaseException as error:
+            if not isinstance(error, Exception):  # an interrupt from the keyboard, wherever it came
+                self._leave(call, queue)
+            raise
         finally:
-            self._pass_on()
+            if call.has_place:
+                self._pass_on(call)
 
     def _wait(self, call: _Call, queue: deque[_Call]) -> Rows:
         while True:
-            try:
-                turn = call.wait(STALLED)
-            except BaseException:
-                self._leave(call, queue)
-                raise
+            turn = call.wait(STALLED)
             if turn is _Turn.ANSWER:
                 return call.rows()
             if turn is _Turn.ALONE:
@@ -180,33 +182,38 @@ class ThreadBatches:
             if not is_stalled or call not in queue:
                 return False
             queue.remove(call)
-            self._busy += 1
+            self._take_place(call)
             return True
 
     def _leave(self, call: _Call, queue: deque[_Call]) -> None:
-        """The thread gives up, as at an interrupt from the keyboard."""
+        """The thread gives up: come back when it is certain what has become of the operation."""
         with self._lock:
-            if call in queue:
-                queue.remove(call)
-                return
-        if call.turn is None:  # under way: come back when it is certain what has become of it
+            call.is_over = True
+            is_under_way = call.turn is None and not call.has_place and call not in queue
+        if is_under_way:
             call.wait(5)
-        if call.turn is _Turn.LEAD:
-            self._pass_on()
 
-    def _pass_on(self) -> None:
+    def _take_place(self, call: _Call) -> None:
+        self._busy += 1
+        call.has_place = True
+
+    def _pass_on(self, call: _Call) -> None:
         """Leave one's place to who has waited longest."""
         with self._lock:
             self._answered = monotonic()
+            call.has_place = False
             if (queue := next_queue(self._reads, self._writes)) is None:
                 self._busy -= 1
             else:
-                queue.popleft().wake(_Turn.LEAD)
+                longest = queue.popleft()
+                longest.has_place = True
+                longest.wake(_Turn.LEAD)
 
     def _lead(self, call: _Call, queue: deque[_Call]) -> None:
         """Take to the server what waits, the caller's own first; then each of them is told more."""
+        batch, is_lost = _Batch([]), True
+        conn = self._connection(call)
         try:
-            conn = self._connection(call)
             try:
                 with self._lock:
                     call.turn = None
@@ -214,15 +221,15 @@ class ThreadBatches:
                     batch = _Batch(taken(queue, self._size.most))
                 batch.run(conn)
                 self._size.learn(batch)
-                is_lost = conn.closed
             finally:
+                is_lost = conn.pgconn.transaction_status != TransactionStatus.IDLE
                 self._pool.putconn(conn)
-            self._settle(batch, queue, lost=is_lost)
-            if batch.error is not None and not isinstance(batch.error, Exception):
-                self._leave(call, queue)
-                raise batch.error
         finally:
-            self._pass_on()
+            self._settle(batch, queue, lost=is_lost)
+            if call.has_place:
+                self._pass_on(call)
+        if batch.error is not None and not isinstance(batch.error, Exception):
+            raise batch.error
 
     def _connection(self, call: _Call) -> PoolConnection:
         timeout = self._pool.timeout
