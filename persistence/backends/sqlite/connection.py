@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import threading
 import time
-import uuid
 from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -36,7 +36,7 @@ class SqliteDatabase:
         self.name = dsn.masked
         self._synchronous = settings.sqlite_synchronous
         self.busy_timeout = settings.sqlite_busy_timeout
-        self._memory = f"/persistence-{uuid.uuid4().hex}"
+        self._memory = f"/persistence-{secrets.token_hex(16)}"
         self._anchor: sqlite3.Connection | None = None
         self._users = 0
         self._identity: tuple[int, int] | None = None
