@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +19,7 @@ import persistence
 from persistence.backends.postgres.batches import Batches, _Batch, _Call
 from persistence.backends.postgres.connection import make_async_pool
 from persistence.dsn import Dsn
-from persistence.errors import ClosedError, ConnectError
+from persistence.errors import ClosedError, ConnectError, WrongLoopError
 from persistence.settings import Settings
 from persistence.testing.subject import at, bare
 from tests.ops.test_lost import KILL, kill_all
@@ -351,3 +352,25 @@ async def test_savers_that_lose_the_server_say_so_in_our_words(postgres_dsn: str
         await asyncio.gather(*tasks)
         assert seen
         assert {type(error) for error in seen} == {ConnectError}
+
+
+def test_nobody_waits_for_an_event_loop_that_ended(postgres_dsn: str) -> None:
+    """Of a thread and of another loop the call is under way when the saver's own loop ends."""
+    loop = asyncio.new_event_loop()
+    db = loop.run_until_complete(persistence.aopen(postgres_dsn))
+    saver = db.checkpointer
+    assert saver is not None
+    config = at("t", "1")
+    with psycopg.connect(postgres_dsn) as other, ThreadPoolExecutor() as threads:
+        other.execute("LOCK checkpoint_writes")
+        calls = [
+            threads.submit(saver.put_writes, config, [("a", 1)], "task"),
+            threads.submit(lambda: asyncio.run(saver.aput_writes(config, [("a", 2)], "task"))),
+        ]
+        loop.run_until_complete(asyncio.sleep(0.2))
+        assert [type(call.exception(5)) for call in calls] == [WrongLoopError] * 2
+        other.rollback()
+    loop.run_until_complete(asyncio.sleep(0.2))  # what was under way goes on
+    loop.run_until_complete(db.close())
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()

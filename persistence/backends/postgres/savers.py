@@ -7,7 +7,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Hashable,
     Iterable,
     Iterator,
@@ -35,9 +34,9 @@ from persistence.backends.postgres import steps
 from persistence.backends.postgres.arguments import Life, PostgresArguments, Statement
 from persistence.backends.postgres.batches import ATTEMPTS, CONFLICTS, Batches
 from persistence.backends.postgres.connection import AsyncPool, Pool, translated
+from persistence.backends.postgres.home import Home
 from persistence.backends.postgres.steps import Listing, Rows, Steps
 from persistence.backends.postgres.threads import ThreadBatches
-from persistence.errors import WrongLoopError
 from persistence.metrics import ASYNC_OPERATIONS, OPERATIONS, measured
 
 T = TypeVar("T")
@@ -253,7 +252,8 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
         """To be made on the event loop that the pool belongs to."""
         BaseCheckpointSaver.__init__(self, serde=serde)
         self.pool = pool
-        self.loop = asyncio.get_running_loop()
+        self._home = Home()
+        self.loop = self._home.loop
         self._where = pool.name
         self._life = Life()
         self._batches = Batches(pool)
@@ -278,7 +278,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> RunnableConfig:
         """Store a checkpoint; one with the same id is replaced."""
         config, operation = self._put(config, checkpoint, metadata, new_versions)
-        await self._here(self._run(operation, self._store))
+        await self._home.here(self._run(operation, self._store))
         return config
 
     async def aput_writes(
@@ -290,12 +290,12 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> None:
         """Store pending writes of one task."""
         if statement := self._put_writes(config, writes, task_id, task_path):
-            await self._here(self._ask(self._batches.write, statement))
+            await self._home.here(self._ask(self._batches.write, statement))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """The checkpoint that a config names, or the latest of its namespace."""
         statement = self._get(config)
-        rows = await self._here(self._ask(self._batches.read, statement))
+        rows = await self._home.here(self._ask(self._batches.read, statement))
         if rows and steps.is_large(rows[0]):
             return await asyncio.to_thread(self._tuple, rows)
         return self._tuple(rows)
@@ -310,7 +310,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     ) -> AsyncIterator[CheckpointTuple]:
         """Checkpoints, the newest first; read page by page."""
         listing = self._listing(config, filter, before, limit)
-        while rows := await self._here(self._run(listing.page(), self._execute)):
+        while rows := await self._home.here(self._run(listing.page(), self._execute)):
             for row in rows:
                 if steps.is_large(row):
                     yield await asyncio.to_thread(steps.load, row, self.serde)
@@ -320,29 +320,29 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     async def adelete_thread(self, thread_id: str) -> None:
         """Delete everything of one thread."""
         begin = self._delete_thread(thread_id)
-        await self._here(self._transact(begin))
+        await self._home.here(self._transact(begin))
 
     async def aprune(self, thread_ids: Iterable[str], *, strategy: str = "keep_latest") -> None:
         """Delete all of the threads (``delete``), or all but the latest state (``keep_latest``)."""
         begin = self._prune(thread_ids, strategy)
-        await self._here(self._transact(begin))
+        await self._home.here(self._transact(begin))
 
     async def adelete_for_runs(self, run_ids: Iterable[str]) -> None:
         """Delete the checkpoints of runs, with their writes."""
         begin = self._delete_for_runs(run_ids)
-        await self._here(self._transact(begin))
+        await self._home.here(self._transact(begin))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy everything of one thread to another, which must be empty."""
         begin = self._copy_thread(source_thread_id, target_thread_id)
-        await self._here(self._transact(begin))
+        await self._home.here(self._transact(begin))
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Iterable[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """Per channel, the writes since the nearest stored value on the way to the root."""
         operation = self._history(config, channels)
-        return await self._here(self._run(operation, self._execute))
+        return await self._home.here(self._run(operation, self._execute))
 
     def put(
         self,
@@ -354,7 +354,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
         """As :meth:`aput`, from another thread."""
         self._check_thread()
         config, operation = self._put(config, checkpoint, metadata, new_versions)
-        self._wait(self._run(operation, self._store))
+        self._home.wait(self._run(operation, self._store))
         return config
 
     def put_writes(
@@ -367,12 +367,12 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
         """As :meth:`aput_writes`, from another thread."""
         self._check_thread()
         if statement := self._put_writes(config, writes, task_id, task_path):
-            self._wait(self._ask(self._batches.write, statement))
+            self._home.wait(self._ask(self._batches.write, statement))
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         """As :meth:`aget_tuple`, from another thread."""
         self._check_thread()
-        return self._tuple(self._wait(self._ask(self._batches.read, self._get(config))))
+        return self._tuple(self._home.wait(self._ask(self._batches.read, self._get(config))))
 
     def list(
         self,
@@ -389,59 +389,33 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     def delete_thread(self, thread_id: str) -> None:
         """As :meth:`adelete_thread`, from another thread."""
         self._check_thread()
-        self._wait(self._transact(self._delete_thread(thread_id)))
+        self._home.wait(self._transact(self._delete_thread(thread_id)))
 
     def prune(self, thread_ids: Iterable[str], *, strategy: str = "keep_latest") -> None:
         """As :meth:`aprune`, from another thread."""
         self._check_thread()
-        self._wait(self._transact(self._prune(thread_ids, strategy)))
+        self._home.wait(self._transact(self._prune(thread_ids, strategy)))
 
     def delete_for_runs(self, run_ids: Iterable[str]) -> None:
         """As :meth:`adelete_for_runs`, from another thread."""
         self._check_thread()
-        self._wait(self._transact(self._delete_for_runs(run_ids)))
+        self._home.wait(self._transact(self._delete_for_runs(run_ids)))
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """As :meth:`acopy_thread`, from another thread."""
         self._check_thread()
-        self._wait(self._transact(self._copy_thread(source_thread_id, target_thread_id)))
+        self._home.wait(self._transact(self._copy_thread(source_thread_id, target_thread_id)))
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Iterable[str]
     ) -> Mapping[str, DeltaChannelHistory]:
         """As :meth:`aget_delta_channel_history`, from another thread."""
         self._check_thread()
-        return self._wait(self._run(self._history(config, channels), self._execute))
+        return self._home.wait(self._run(self._history(config, channels), self._execute))
 
     def _check_thread(self) -> None:
         self._check_open()
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        if running is self.loop:
-            raise WrongLoopError(
-                "a synchronous method of AsyncPostgresSaver would block its own event loop",
-                hint="await the method of the same name with an a in front, or call it from another thread",
-            )
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._running(work)).result()
-
-    def _here(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
-        """Have it run on the loop that the pool belongs to."""
-        if asyncio.get_running_loop() is self.loop:
-            return work
-        return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._running(work)))
-
-    def _running(self, work: Coroutine[Any, Any, Any]) -> asyncio.AbstractEventLoop:
-        if self.loop.is_running():
-            return self.loop
-        work.close()
-        raise WrongLoopError(
-            "AsyncPostgresSaver belongs to an event loop that does not run any more",
-            hint="open the database on the loop that uses it: async with persistence.aopen(...)",
-        )
+        self._home.check_thread()
 
     async def _ask(self, run: Callable[..., Awaitable[Rows]], statement: Statement, *key: Hashable) -> Rows:
         self._check_open()
@@ -482,7 +456,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
     def _pages(self, listing: Listing) -> Iterator[CheckpointTuple]:
         while True:
             self._check_thread()
-            rows = self._wait(self._run(listing.page(), self._execute))
+            rows = self._home.wait(self._run(listing.page(), self._execute))
             if not rows:
                 return
             for row in rows:

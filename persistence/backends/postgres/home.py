@@ -1,0 +1,71 @@
+"""The event loop that an asynchronous saver belongs to, as other threads and loops reach it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Coroutine
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from typing import Any, TypeVar
+
+from persistence.errors import WrongLoopError
+
+T = TypeVar("T")
+
+_LOOK = 0.5
+"""Seconds after which who waits for another loop looks whether it still runs."""
+
+
+class Home:
+    """Runs work on the loop that it was made on; nobody waits for a loop that has ended."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+
+    def check_thread(self) -> None:
+        """Raise ``WrongLoopError`` on the loop itself, which must not wait for its own work."""
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if running is self.loop:
+            raise WrongLoopError(
+                "a synchronous method of AsyncPostgresSaver would block its own event loop",
+                hint="await the method of the same name with an a in front, or call it from another thread",
+            )
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Have it run, and wait for it in another thread."""
+        future = self._begin(work)
+        while not wait_for([future], timeout=_LOOK).done:
+            self._check_running()
+        return future.result()
+
+    def here(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """Have it run, from whatever loop."""
+        return work if asyncio.get_running_loop() is self.loop else self._elsewhere(work)
+
+    async def _elsewhere(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.wrap_future(self._begin(work))
+        try:
+            while not (await asyncio.wait([future], timeout=_LOOK))[0]:
+                self._check_running()
+        except asyncio.CancelledError:
+            future.cancel()
+            raise
+        return await future
+
+    def _begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        try:
+            self._check_running()
+            return asyncio.run_coroutine_threadsafe(work, self.loop)
+        except BaseException:
+            work.close()
+            raise
+
+    def _check_running(self) -> None:
+        if not self.loop.is_running():
+            raise WrongLoopError(
+                "AsyncPostgresSaver belongs to an event loop that does not run any more",
+                hint="open the database on the loop that uses it: async with persistence.aopen(...)",
+            )
