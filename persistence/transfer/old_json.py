@@ -7,12 +7,14 @@ in both, so it is carried over as data: nothing is imported and nothing is calle
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import ormsgpack
 from langchain_core.load.load import ALL_SERIALIZABLE_MAPPINGS
+from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
 from langgraph.checkpoint.serde.jsonplus import (
     EXT_CONSTRUCTOR_KW_ARGS,
     EXT_CONSTRUCTOR_POS_ARGS,
@@ -26,6 +28,9 @@ from persistence.transfer.canonical import NotCanonicalError, json_value
 
 _PYDANTIC = {"construct": EXT_PYDANTIC_V1, "model_construct": EXT_PYDANTIC_V2}
 _TIME = ("hour", "minute", "second", "microsecond", "tzinfo")
+_OF_PYTHON = sys.stdlib_module_names | {"test"}
+_SAFE = SAFE_MSGPACK_TYPES | {("builtins", "bytes"), ("builtins", "bytearray")}
+_METHODS = (None, "fromhex", "fromisoformat")
 _MOVED = dict.fromkeys([("langgraph.constants", name) for name in ("Send", "Interrupt")], "langgraph.types")
 
 
@@ -54,7 +59,7 @@ def checkpoint_of(text: bytes) -> dict[str, msgspec.Raw]:
 def _loaded(text: bytes) -> Any:
     try:
         return json.loads(text, object_hook=_constructed)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise NotCanonicalError(f"the JSON cannot be read: {error}") from None
 
 
@@ -62,6 +67,8 @@ def _constructed(value: dict[str, Any]) -> Any:
     """An object of the document, whose members are done already."""
     path = value.get("id")
     if value.get("lc") not in (1, 2) or not isinstance(path, list) or len(path) < 2:
+        return value
+    if not _was_constructed(path, value.get("method")):
         return value
     if value.get("type") != "constructor":
         kind = f"{value.get('type')!r} of {'.'.join(map(str, path))}"
@@ -72,6 +79,17 @@ def _constructed(value: dict[str, Any]) -> Any:
         return _ext(EXT_PYDANTIC_V2, ".".join(parts), name, kwargs, "model_validate_json")
     name, module = path[-1], ".".join(path[:-1])
     return _called(_MOVED.get((module, name), module), name, args, kwargs, value.get("method"))
+
+
+def _was_constructed(path: Sequence[str], method: Any) -> bool:
+    """Whether an old saver can have written this.
+
+    It may also be what a user has sent, and name ``os.system``. Today's saver leaves that alone in JSON, but calls
+    whatever msgpack names.
+    """
+    if method not in _METHODS and not isinstance(method, list):
+        return False
+    return path[0] not in _OF_PYTHON or (".".join(path[:-1]), path[-1]) in _SAFE
 
 
 def _called(module: str, name: str, args: Sequence[Any], kwargs: dict[str, Any], method: Any) -> Any:

@@ -281,6 +281,43 @@ def test_json_that_was_never_whole(tmp_path: Path, postgres_dsn: str) -> None:
     assert "has no msgpack form" in str(refused.value)
 
 
+def test_json_that_a_user_sent_calls_nothing(tmp_path: Path, postgres_dsn: str) -> None:
+    """Today's saver reads it as a mapping. Were it made msgpack of a constructor, reading would call it."""
+    evil: list[dict[str, Any]] = [
+        {"lc": 2, "id": ["os", "mkdir"], "args": ["made"]},
+        {"lc": 1, "id": ["os", "mkdir"], "kwargs": {"path": "made"}},
+        {"lc": 2, "id": ["pathlib", "Path"], "method": "mkdir", "args": ["made"]},
+        {"lc": 2, "id": ["os", "mkdir"], "method": [None, "construct"], "kwargs": {"path": "made"}},
+    ]
+    values = {"c": [one | {"type": "constructor"} for one in evil]}
+    path = tmp_path / "a.db"
+    with make.database(path) as saver:
+        old_row(saver, "t", values)
+    assert transfer.migrate(path, postgres_dsn).verified
+    (found,) = postgres_tuples(postgres_dsn)
+    assert found.checkpoint["channel_values"] == values
+    assert not Path("made").exists()
+
+
+def test_json_that_only_looks_like_a_constructor(tmp_path: Path) -> None:
+    odd: list[dict[str, Any]] = [
+        {"lc": 2, "id": [1, 2]},
+        {"lc": 2, "id": [["a"], "b"], "args": [1]},
+        {"lc": 1, "id": ["a", ["b"]]},
+        {"lc": 2, "id": ["app", "Thing"], "args": 5},
+        {"lc": 2, "id": ["app", "Thing"], "method": []},
+        {"lc": 2, "id": ["app", "Thing"], "method": [{}]},
+        {"lc": 2, "id": ["builtins", "bytes"], "method": "fromhex", "args": [5]},
+    ]
+    path = tmp_path / "a.db"
+    with make.database(path) as saver:
+        for number, one in enumerate(odd):
+            old_row(saver, f"t{number}", {"c": one | {"type": "constructor"}})
+    with pytest.raises(transfer.RefusedError) as refused:
+        transfer.export(path, tmp_path / "archive")
+    assert sum(problem.count for problem in refused.value.problems) == len(odd)
+
+
 def test_json_in_postgres(tmp_path: Path, postgres_dsn: str) -> None:
     """As the first Postgres savers wrote it; the database cannot hash what it would become."""
     path = tmp_path / "a.db"
