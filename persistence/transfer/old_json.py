@@ -84,8 +84,8 @@ def _constructed(value: dict[str, Any]) -> Any:
 def _was_constructed(path: Sequence[str], method: Any) -> bool:
     """Whether an old saver can have written this.
 
-    It may also be what a user has sent, and name ``os.system``. Today's saver leaves that alone in JSON, but calls
-    whatever msgpack names.
+    It may also be what a user has sent, and name ``os.system``. Today's saver leaves that alone in JSON, but
+    calls whatever msgpack names.
     """
     if method not in _METHODS and not isinstance(method, list):
         return False

@@ -53,6 +53,27 @@ def test_official_savers_list_the_same(
     assert any(write[1] == "__interrupt__" for item in everything for write in item.pending_writes or ())
 
 
+def test_whatever_a_database_sets_for_its_sessions(filled: Path, postgres_dsn: str, tmp_path: Path) -> None:
+    odd = {
+        "client_encoding": "LATIN1",
+        "bytea_output": "escape",
+        "standard_conforming_strings": "off",
+        "DateStyle": "German",
+        "extra_float_digits": "-15",
+        "lock_timeout": "10ms",
+        "idle_in_transaction_session_timeout": "50ms",
+        "default_transaction_isolation": "serializable",
+        "row_security": "off",
+    }
+    with psycopg.connect(postgres_dsn) as conn:
+        for name, value in odd.items():
+            text = f"ALTER DATABASE {conn.info.dbname} SET {name} = '{value}'"
+            conn.execute(text.encode())
+    assert transfer.migrate(filled, postgres_dsn).verified
+    assert transfer.migrate(postgres_dsn, f"sqlite:///{tmp_path / 'back.db'}").verified
+    assert transfer.verify(filled, tmp_path / "back.db").equal
+
+
 def test_types_survive(filled: Path, postgres_dsn: str) -> None:
     transfer.migrate(filled, postgres_dsn)
     with PostgresSaver.from_conn_string(postgres_dsn) as saver:

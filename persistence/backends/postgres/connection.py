@@ -116,6 +116,8 @@ def connect_options(dsn: Dsn, settings: Settings) -> dict[str, Any]:
     given = _parameters(dsn)
     return {
         **{key: value for key, value in defaults.items() if key not in given},
+        # Whatever a role, a database or PGCLIENTENCODING says: rows travel as bytes that are UTF-8.
+        "client_encoding": "UTF8",
         "autocommit": True,
         "row_factory": dict_row,
         # A prepared statement belongs to a server connection, which PgBouncer hands to others.
