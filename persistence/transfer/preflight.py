@@ -8,7 +8,7 @@ from persistence.errors import TransferError
 from persistence.transfer.digest import describe
 from persistence.transfer.items import BadItem, Item
 from persistence.transfer.items import describe as describe_item
-from persistence.transfer.records import Problem, Record, Reject
+from persistence.transfer.records import Checkpoint, Problem, Record, Reject, Write
 
 _EXAMPLES = 3
 _SHOWN = 3
@@ -22,11 +22,23 @@ class Findings:
 
     def __init__(self) -> None:
         self._problems: dict[str, Problem] = {}
+        self._before: tuple[object, ...] = ()
 
     def see(self, record: Record) -> None:
         """Note what is wrong with a record."""
-        if isinstance(record, Reject):
-            self.note(record.reason, record)
+        match record:
+            case Reject():
+                self.note(record.reason, record)
+            case Checkpoint():
+                self.once(record, record[:3])
+            case Write():
+                self.once(record, record[:5])
+
+    def once(self, record: Record, key: tuple[object, ...]) -> None:
+        """Note a row whose key the one before it has: where tables lost their primary key."""
+        if key == self._before:
+            self.note("there are several rows of this key", record)
+        self._before = key
 
     def note(self, reason: str, record: Record) -> None:
         """Count a row that cannot be moved, and keep the first few as examples."""

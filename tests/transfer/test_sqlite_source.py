@@ -309,6 +309,32 @@ def test_clear_errors(path: Path, folder: Path, tmp_path: Path, spoil: object, r
     assert not (tmp_path / "archive").exists()
 
 
+@pytest.mark.parametrize("odd", ["encoding", "collation"])
+def test_text_that_sorts_otherwise(path: Path, tmp_path: Path, odd: str) -> None:
+    """Both sides of a comparison, and both tables of a file, are read in the order of UTF-8 bytes."""
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as conn, closing(sqlite3.connect(path)) as plain:
+        conn.execute(f"PRAGMA encoding = '{'UTF-16le' if odd == 'encoding' else 'UTF-8'}'")
+        for (statement,) in plain.execute("SELECT sql FROM sqlite_master WHERE type = 'table'"):
+            key = "thread_id TEXT COLLATE NOCASE" if odd == "collation" else "thread_id TEXT"
+            conn.execute(statement.replace("thread_id TEXT", key))
+    for source, target in ((other, tmp_path / "new.db"), (path, other)):
+        with pytest.raises(SourceError, match="sorts its text in another way"):
+            transfer.migrate(source, f"sqlite:///{target}")
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_several_rows_of_one_key(path: Path, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("CREATE TABLE copied AS SELECT * FROM checkpoints")
+        conn.execute("DROP TABLE checkpoints")
+        conn.execute("ALTER TABLE copied RENAME TO checkpoints")
+        conn.execute("INSERT INTO checkpoints SELECT * FROM checkpoints")
+    with pytest.raises(transfer.RefusedError, match="1 x there are several rows of this key"):
+        transfer.migrate(path, f"sqlite:///{tmp_path / 'new.db'}")
+    assert not (tmp_path / "new.db").exists()
+
+
 @pytest.mark.parametrize("closed", ["file", "folder"])
 def test_not_allowed(path: Path, open_folder: Path, closed: str) -> None:
     folder = shutil.copytree(path.parent, open_folder / "data")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from persistence.backends.postgres.transfer_versions import Versions, is_marked
-from persistence.transfer.canonical import has_nul
+from persistence.transfer.canonical import decode_json, has_nul
 from persistence.transfer.preflight import Findings
 from persistence.transfer.records import Checkpoint, Problem, Record, Value, ValueRef, Write
 
@@ -13,6 +15,7 @@ _KEY_BYTES = 2_600
 _BYTEA_BYTES = 1_000_000_000
 _JSON_BYTES = 200_000_000
 _INT4 = range(-(2**31), 2**31)
+_USUAL_VERSION = re.compile(rb',"v":[0-9]+,"versions_seen":{').search
 
 
 class PostgresPreflight(Findings):
@@ -34,6 +37,7 @@ class PostgresPreflight(Findings):
             case Checkpoint():
                 self._checkpoint(record)
             case Write():
+                self.once(record, record[:5])
                 plain = _is_plain(*record[:4], record.task_path, record.channel)
                 if not plain:
                     self._text(record, *record[:4], also=(record.task_path, record.channel))
@@ -55,9 +59,10 @@ class PostgresPreflight(Findings):
             self._end()
             self._place = place
         key = record[:3]
+        self.once(record, key)
         if not _is_plain(*key, record.parent_id or ""):
             self._text(record, *key, also=(record.parent_id or "",))
-        if b'"v":' not in record.body:
+        if not _USUAL_VERSION(record.body) and not _has_version(record.body):
             self.note("the checkpoint names no format version (v), which the Postgres saver needs", record)
         for name, text in (("checkpoint", record.body), ("metadata", record.metadata)):
             if has_nul(text):
@@ -119,6 +124,10 @@ class PostgresPreflight(Findings):
     def _content(self, record: Value | Write) -> None:
         if record.data is not None and len(record.data) > _BYTEA_BYTES:
             self.note("a value is larger than a Postgres field can be", record)
+
+
+def _has_version(body: bytes) -> bool:
+    return isinstance(decode_json(body).get("v"), int | float)
 
 
 def _is_plain(*texts: str) -> bool:

@@ -94,6 +94,8 @@ ORDER BY thread_id COLLATE "C", checkpoint_ns COLLATE "C", checkpoint_id COLLATE
 """,
 )
 
+_OLD_WRITES = _WRITES._replace(columns=_WRITES.columns.replace("task_path", "''::text"))
+"""Of savers up to 2.0.8, where the column did not exist yet."""
 
 _THREADS = """
 SELECT thread_id FROM (SELECT thread_id FROM checkpoints UNION SELECT thread_id FROM checkpoint_writes) t
@@ -113,6 +115,8 @@ class PostgresSource:
     divisible = True
     _has_others: bool | None = None
     """Whether there are rows that the database cannot hash as they are, once that was looked for."""
+    _has_path: bool | None = None
+    """Whether writes have a task path, likewise."""
 
     def __init__(
         self, provider: Provider, snapshot: str | None = None, *, allow_pickle: bool = False
@@ -134,6 +138,8 @@ class PostgresSource:
                 name = sql.Literal(self._snapshot)
                 self._conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(name))
             self._conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            # Where a policy would hide rows, an error: what is not seen is neither moved nor compared.
+            self._conn.execute("SET LOCAL row_security = off")
             self._stack = stack.pop_all()
         return self
 
@@ -239,7 +245,7 @@ class PostgresSource:
             self._has_others = bool(others.fetchall()[0][0])
         blobs = _Ahead(self.rows(_BLOBS, threads, data=data))
         checkpoints = _Ahead(self.rows(_CHECKPOINTS, threads, data=data))
-        writes = _Ahead(self.rows(_WRITES, threads, data=data))
+        writes = _Ahead(self.rows(self._writes(), threads, data=data))
         while heads := [stream.row for stream in (blobs, checkpoints, writes) if stream.row]:
             thread = min(row[0] for row in heads)
             while heads := [s.row for s in (blobs, checkpoints) if s.row and s.row[0] == thread]:
@@ -272,9 +278,15 @@ class PostgresSource:
             except NotCanonicalError as error:
                 yield Reject(thread, ns, row[2], str(error), msgspec.msgpack.encode(row))
 
+    def _writes(self) -> Query:
+        if self._has_path is None:
+            columns = self._cursor().execute("SELECT * FROM checkpoint_writes LIMIT 0").description or ()
+            self._has_path = "task_path" in {column.name for column in columns}
+        return _WRITES if self._has_path else _OLD_WRITES
+
     def _write(self, row: tuple[Any, ...], *, data: bool) -> Write | Reject:
         thread, ns, checkpoint, *_, channel, type_, digest, blob = row
-        if type_ not in self._formats.plain_types:
+        if type_ not in self._formats.plain_types or digest is None:
             try:
                 type_, blob = self._formats.value(f"write to channel {channel!r}", type_, blob)
             except NotCanonicalError as error:
@@ -384,6 +396,8 @@ def checkpoint_of(
 ) -> Checkpoint:
     """A row as a record; ``blobs`` are those of its namespace by channel and version."""
     checkpoint, metadata = row[4:]
+    if checkpoint is None or metadata is None:
+        raise NotCanonicalError("the checkpoint or its metadata is NULL")
     inline, versions, body = split_usual_json(checkpoint) or _split(checkpoint)
     refs = []
     for channel in sorted(inline.keys() | versions.keys()):
@@ -411,8 +425,10 @@ def _split(checkpoint: str) -> tuple[dict[str, Any], Mapping[str, str], bytes]:
     body = decode_json(checkpoint)
     if not isinstance(body, dict):
         raise NotCanonicalError("the checkpoint is not a JSON object")
-    inline = body.pop("channel_values", None) or {}
-    versions = {c: version_text(v) for c, v in (body.get("channel_versions") or {}).items()}
+    inline, named = body.pop("channel_values", None) or {}, body.get("channel_versions") or {}
+    if not isinstance(inline, dict) or not isinstance(named, dict):
+        raise NotCanonicalError("channel_values or channel_versions is not a map")
+    versions = {c: version_text(v) for c, v in named.items()}
     return inline, versions, canonical_value(body)
 
 

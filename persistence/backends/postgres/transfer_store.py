@@ -62,7 +62,7 @@ _FORMS = {"vector": (4, "f"), "halfvec": (2, "e")}
 """Bytes and letter of one number of pgvector's types."""
 
 _CATALOGUE = """
-SELECT c.relname::text, t.typname::text, a.atttypmod
+SELECT c.relname::text, t.typname::text, a.atttypmod, pg_catalog.has_table_privilege(c.oid, 'SELECT')
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
@@ -124,6 +124,7 @@ class _Layout(NamedTuple):
     """What tables the store has."""
 
     has_items: bool
+    may_count: bool
     has_ttl: bool
     vector_type: str | None
     dims: int | None
@@ -137,10 +138,11 @@ class _Layout(NamedTuple):
 def _layout(conn: Connection[Any], schema: str | None) -> _Layout:
     cursor = conn.cursor(row_factory=tuple_row)
     rows = cursor.execute(_CATALOGUE.encode(), {"schema": schema}).fetchall()
-    found = {name: (type_, modifier) for name, type_, modifier in rows}
+    found = {name: (type_, modifier) for name, type_, modifier, _ in rows}
     type_, modifier = found.get("store_vectors", (None, None))
     return _Layout(
         has_items="store" in found,
+        may_count=("store", True) in {(name, allowed) for name, _, _, allowed in rows},
         has_ttl=found.get("store", (None, None))[0] is not None,
         vector_type=type_,
         dims=modifier if modifier is not None and modifier > 0 else None,
@@ -157,8 +159,8 @@ class PostgresStoreSource:
             self._layout = _layout(conn, schema)
 
     def count(self) -> int:
-        """See :class:`persistence.transfer.items.StoreSource`."""
-        if not self._layout.has_items:
+        """See :class:`persistence.transfer.items.StoreSource`; none, of a store that may not be read."""
+        if not self._layout.may_count:
             return 0
         with self._source.errors():
             cursor = self._conn.cursor(row_factory=tuple_row)

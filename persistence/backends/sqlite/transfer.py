@@ -258,12 +258,28 @@ class SqliteSource:
                 f"{self.label} is an empty database: it has no LangGraph tables",
                 hint="check the path; a checkpoint database has the tables checkpoints and writes",
             )
+        require_plain_order(self._conn, self.label)
         missing = [f"{t}.{c}" for t, needed in _NEEDED.items() for c in sorted(needed - columns[t])]
         if missing:
             raise SourceError(
                 f"{self.label} is not a LangGraph checkpoint database: missing {', '.join(missing)}"
             )
         return "task_path" in columns["writes"]
+
+
+def require_plain_order(conn: sqlite3.Connection, label: str) -> None:
+    """Raise where text is not sorted and compared as everywhere else: by the bytes of its UTF-8.
+
+    Raises:
+        SourceError: The file has another encoding, or a table of LangGraph's another collation.
+    """
+    (encoding,) = conn.execute("PRAGMA encoding").fetchone()
+    tables = "SELECT 1 FROM sqlite_master WHERE name IN ('checkpoints', 'writes', 'store') AND sql LIKE ?"
+    if encoding != "UTF-8" or conn.execute(tables, ("%collate%",)).fetchone():
+        raise SourceError(
+            f"{label} sorts its text in another way than LangGraph's files: {encoding}, or says COLLATE",
+            hint="copy the rows into a new file whose tables LangGraph's saver has made",
+        )
 
 
 def _where(thread: str | None, after: int | None) -> tuple[str, tuple[object, ...]]:

@@ -15,7 +15,7 @@ import ormsgpack
 
 from persistence.backends.sqlite.codec import inside_map, joined
 from persistence.backends.sqlite.connection import translate
-from persistence.backends.sqlite.transfer import SqliteSource
+from persistence.backends.sqlite.transfer import SqliteSource, require_plain_order
 from persistence.backends.sqlite.transfer_lock import sole_transfer
 from persistence.backends.sqlite.transfer_preflight import SqlitePreflight
 from persistence.backends.sqlite.transfer_store import SqliteStoreSink
@@ -85,7 +85,8 @@ class SqliteSink:
         # A log that was there is not ours to empty, unless something is written.
         self._tidy = not self._database.has_log()
         if self._path.exists():
-            self._database.connect(readonly=True).close()
+            with self.errors(), closing(self._database.connect(readonly=True)) as conn:
+                require_plain_order(conn, self.label)
         self._values = HeldValues()
         return self
 

@@ -1,0 +1,106 @@
+"""Databases as others leave them: without a constraint, of an old saver, for a role that may not see all."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg
+import pytest
+from langgraph.checkpoint.postgres import PostgresSaver
+from langgraph.store.postgres import PostgresStore
+from psycopg import sql
+
+from persistence import transfer
+from persistence.errors import SourceError
+from tests.transfer import make
+from tests.transfer.test_refusals import config
+
+ODD = (
+    "checkpoint = '5'",
+    """checkpoint = '{"v": 4, "channel_values": [1]}'""",
+    """checkpoint = '{"v": 4, "channel_values": 5}'""",
+    """checkpoint = '{"v": 4, "channel_versions": [1]}'""",
+    """checkpoint = '{"v": 4, "channel_versions": "x"}'""",
+    "checkpoint = NULL",
+    "metadata = NULL",
+)
+
+
+def execute(dsn: str, *statements: str) -> None:
+    with psycopg.connect(dsn) as conn:
+        for statement in statements:
+            conn.execute(statement.encode())
+
+
+@pytest.fixture
+def source(postgres_dsn: str) -> str:
+    with PostgresSaver.from_conn_string(postgres_dsn) as saver:
+        saver.setup()
+        for number in range(len(ODD)):
+            make.put(saver, f"t{number}", {"c": [number]})
+            saver.put_writes(config(f"t{number}"), [("c", [1])], "task")
+    return postgres_dsn
+
+
+def test_rows_that_no_saver_writes(source: str, tmp_path: Path) -> None:
+    execute(
+        source,
+        "ALTER TABLE checkpoints ALTER checkpoint DROP NOT NULL, ALTER metadata DROP NOT NULL",
+        "ALTER TABLE checkpoint_writes ALTER blob DROP NOT NULL",
+        *(f"UPDATE checkpoints SET {odd} WHERE thread_id = 't{n}'" for n, odd in enumerate(ODD)),
+        "UPDATE checkpoint_writes SET blob = NULL WHERE thread_id = 't0'",
+    )
+    with pytest.raises(transfer.RefusedError) as refused:
+        transfer.migrate(source, f"sqlite:///{tmp_path / 'new.db'}")
+    assert sum(problem.count for problem in refused.value.problems) == len(ODD) + 1
+    assert not (tmp_path / "new.db").exists()
+
+
+@pytest.mark.parametrize("table", ["checkpoints", "checkpoint_writes"])
+def test_several_rows_of_one_key(source: str, tmp_path: Path, table: str) -> None:
+    execute(
+        source,
+        f"ALTER TABLE {table} DROP CONSTRAINT {table}_pkey",
+        f"INSERT INTO {table} SELECT * FROM {table} WHERE thread_id = 't1'",
+    )
+    with pytest.raises(transfer.RefusedError, match=r"1 x there are several rows of this key .*'t1'"):
+        transfer.migrate(source, f"sqlite:///{tmp_path / 'new.db'}")
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_without_task_path(source: str, tmp_path: Path) -> None:
+    execute(source, "ALTER TABLE checkpoint_writes DROP COLUMN task_path")
+    target = f"sqlite:///{tmp_path / 'new.db'}"
+    assert transfer.migrate(source, target).verified
+    assert transfer.verify(source, target).equal
+
+
+@pytest.fixture
+def reader(source: str) -> Iterator[str]:
+    """The DSN of a role that may read the three tables and nothing else."""
+    role = sql.Identifier(f"r_{uuid.uuid4().hex[:12]}")
+    with closing(psycopg.connect(source, autocommit=True)) as conn:
+        conn.execute(sql.SQL("CREATE ROLE {} LOGIN").format(role))
+        tables = "checkpoints, checkpoint_blobs, checkpoint_writes"
+        conn.execute(sql.SQL(f"GRANT SELECT ON {tables} TO {{}}").format(role))
+        yield f"{source}&user={role.as_string(None)[1:-1]}"
+        conn.execute(sql.SQL("DROP OWNED BY {}").format(role))
+        conn.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+def test_a_store_that_may_not_be_read(reader: str, source: str, tmp_path: Path) -> None:
+    with PostgresStore.from_conn_string(source) as store:
+        store.setup()
+    assert transfer.migrate(reader, f"sqlite:///{tmp_path / 'new.db'}").verified
+    with pytest.raises(SourceError, match="permission denied"):
+        transfer.export(reader, tmp_path / "archive", options=transfer.Options(include=["store"]))
+
+
+def test_rows_that_a_policy_hides_are_not_left_behind(reader: str, source: str, tmp_path: Path) -> None:
+    execute(source, "ALTER TABLE checkpoints ENABLE ROW LEVEL SECURITY")
+    with pytest.raises(SourceError, match="row-level security"):
+        transfer.migrate(reader, f"sqlite:///{tmp_path / 'new.db'}")
+    assert transfer.migrate(source, f"sqlite:///{tmp_path / 'new.db'}").verified  # by their owner
