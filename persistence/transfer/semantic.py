@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS, _DeltaSnapshot
@@ -86,12 +86,23 @@ class Tuples:
                         yield Difference(thread, said, *key)
                 continue
             self.writes += len(mine.pending_writes or ())
-            mine, theirs = self._without_habits(mine, theirs)
-            for channel, detail in _tuple_differences(mine, theirs):
-                yield Difference(thread, detail, *key, channel)
-            values = _value_differences(_values(mine), _values(theirs), one.label, other.label)
-            if known := dict(values):
-                yield from self._not_beside(thread, key, known, _values(mine), _values(theirs))
+            try:
+                yield from self._compared(thread, key, mine, theirs)
+            except PersistenceError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a class of the application raises, or a depth
+                yield Difference(thread, f"it cannot be compared: {type(error).__name__}: {error}", *key)
+
+    def _compared(
+        self, thread: str, key: tuple[str, str], mine: CheckpointTuple, theirs: CheckpointTuple
+    ) -> Iterator[Difference]:
+        one, other = self._sides
+        mine, theirs = self._without_habits(_with_own_sends(mine), _with_own_sends(theirs))
+        for channel, detail in _tuple_differences(mine, theirs):
+            yield Difference(thread, detail, *key, channel)
+        values = _value_differences(_values(mine), _values(theirs), one.label, other.label)
+        if known := dict(values):
+            yield from self._not_beside(thread, key, known, _values(mine), _values(theirs))
 
     def _not_beside(
         self,
@@ -171,18 +182,18 @@ def _merge(
 
 def _remember(side: _Side, item: CheckpointTuple) -> None:
     """Note the snapshots of a checkpoint, on the side that shows each only where it was taken."""
-    versions = item.checkpoint["channel_versions"]
-    for channel, value in item.checkpoint["channel_values"].items():
+    versions = _versions(item)
+    for channel, value in _values(item).items():
         if isinstance(value, _DeltaSnapshot) and channel in versions:
             side.snapshots[channel, versions[channel]] = _hash(value)
 
 
 def _not_carried(item: CheckpointTuple, plain: CheckpointTuple, side: _Side) -> CheckpointTuple:
     """The tuple without snapshots that an earlier checkpoint of the other side has, at the same version."""
-    versions, shown = item.checkpoint["channel_versions"], plain.checkpoint["channel_values"]
+    versions, shown = _versions(item), _values(plain)
     values = {
         channel: value
-        for channel, value in item.checkpoint["channel_values"].items()
+        for channel, value in _values(item).items()
         if channel in shown
         or not isinstance(value, _DeltaSnapshot)
         or side.snapshots.get((channel, versions.get(channel))) != _hash(value)
@@ -198,13 +209,30 @@ def _with_sends(item: CheckpointTuple, official: Official) -> CheckpointTuple:
     parent_id = item.parent_config["configurable"]["checkpoint_id"]
     parent = official.tuple(config["thread_id"], config["checkpoint_ns"], parent_id)
     sends = [value for _, channel, value in (parent and parent.pending_writes) or () if channel == TASKS]
-    if not sends:
+    return _in_channel(item, sends) if sends else item
+
+
+def _with_own_sends(item: CheckpointTuple) -> CheckpointTuple:
+    """The tuple as a graph loads it: packets that a checkpoint of an old format held itself are in a channel.
+
+    A transfer has moved them there.
+    """
+    checkpoint: dict[str, Any] = {**item.checkpoint}
+    sends = checkpoint.get("pending_sends")
+    if not sends or checkpoint.get("v", _MIGRATED_BELOW) >= _MIGRATED_BELOW:
         return item
-    versions: dict[str, Any] = dict(checkpoint["channel_versions"])
+    checkpoint["pending_sends"] = []
+    return _in_channel(item._replace(checkpoint=cast(Any, checkpoint)), sends)
+
+
+def _in_channel(item: CheckpointTuple, sends: Sequence[Any]) -> CheckpointTuple:
+    versions: dict[str, Any] = dict(_versions(item))
     if versions:
         versions[TASKS] = max(versions.values())
-    values = {**checkpoint["channel_values"], TASKS: sends}
-    return item._replace(checkpoint={**checkpoint, "channel_versions": versions, "channel_values": values})
+    values = {**_values(item), TASKS: sends}
+    return item._replace(
+        checkpoint={**item.checkpoint, "channel_versions": versions, "channel_values": values}
+    )
 
 
 def _tuple_differences(mine: CheckpointTuple, theirs: CheckpointTuple) -> Iterator[tuple[str | None, str]]:
@@ -215,7 +243,7 @@ def _tuple_differences(mine: CheckpointTuple, theirs: CheckpointTuple) -> Iterat
         yield None, f"the parent is {_parent(mine)!r} and {_parent(theirs)!r}"
     for name, one, other in (
         ("checkpoint", _fields(mine), _fields(theirs)),
-        ("metadata", dict(mine.metadata), dict(theirs.metadata)),
+        ("metadata", _named(mine.metadata), _named(theirs.metadata)),
     ):
         keys = sorted({*one, *other})
         if differing := [key for key in keys if not same(one.get(key, ...), other.get(key, ...), json=True)]:
@@ -240,7 +268,15 @@ def _value_differences(
 
 
 def _values(item: CheckpointTuple) -> Mapping[str, Any]:
-    return item.checkpoint["channel_values"]
+    return item.checkpoint.get("channel_values") or {}
+
+
+def _versions(item: CheckpointTuple) -> Mapping[str, Any]:
+    return item.checkpoint.get("channel_versions") or {}
+
+
+def _named(metadata: Any) -> Mapping[str, Any]:
+    return metadata if isinstance(metadata, Mapping) else {"": metadata}
 
 
 def _fields(item: CheckpointTuple) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def test_into_postgres_sqlite_and_an_archive(fixture: Path, postgres_dsn: str, t
     with SqliteSaver.from_conn_string(str(again)) as saver:
         assert today(saver) == expected
     if fixture.stem != JSON_ROWS:  # of which today's saver reads only a part
+        assert transfer.verify(fixture, postgres_dsn, check=transfer.Check(depth="semantic")).equal
         with SqliteSaver.from_conn_string(str(fixture)) as saver:
             assert today(saver) == expected
 

@@ -163,6 +163,24 @@ def test_sends_of_an_old_format(tmp_path: Path, postgres_dsn: str) -> None:
     assert {found.channel for found in semantic(path, postgres_dsn).differences} == {TASKS}
 
 
+def test_rows_that_no_graph_writes(tmp_path: Path, postgres_dsn: str) -> None:
+    path = tmp_path / "a.db"
+    with make.database(path) as saver:
+        for thread in ("bare", "list", "deep"):
+            make.put(saver, thread, {"c": [1]})
+    make.execute(path, "UPDATE checkpoints SET checkpoint = x'81a17604' WHERE thread_id = 'bare'")
+    make.execute(path, "UPDATE checkpoints SET metadata = '[1]' WHERE thread_id = 'list'")
+    assert transfer.migrate(path, postgres_dsn).verified
+    assert semantic(path, postgres_dsn).equal
+    deep = '{"a": ' + "[" * 600 + "]" * 600 + "}"
+    make.execute(path, "UPDATE checkpoints SET metadata = ? WHERE thread_id = 'deep'", deep)
+    with psycopg.connect(postgres_dsn) as conn:
+        conn.execute("UPDATE checkpoints SET metadata = %s WHERE thread_id = 'deep'", [deep])
+    verdict = semantic(path, postgres_dsn)
+    assert "thread 'deep'" in (said := str(verdict.differences[0]))
+    assert "cannot be compared: RecursionError" in said
+
+
 def test_encrypted_rows_need_the_key(tmp_path: Path) -> None:
     """Each encryption of the same value has other bytes; what they mean is compared."""
     serde = EncryptedSerializer.from_pycryptodome_aes(key=KEY)
