@@ -18,6 +18,7 @@ from persistence.transfer.archive_check import ArchiveCheck, check_archive
 from persistence.transfer.archive_format import MANIFEST
 from persistence.transfer.archive_writer import ArchiveWriter
 from persistence.transfer.comparison import Check, Comparison
+from persistence.transfer.conflicts import refuse_itself
 from persistence.transfer.difference import Verdict
 from persistence.transfer.engine import (
     Clock,
@@ -97,7 +98,8 @@ def migrate(
         with open_source(source, settings, allow_pickle=options.allow_pickle) as opened:
             return _load(opened, provider, clock, options, verify=verify)
     require_decrypt(settings, options)
-    with open_source(source, settings, allow_pickle=options.allow_pickle) as opened, provider.sink():
+    with open_source(source, settings, allow_pickle=options.allow_pickle) as opened, provider.sink() as sink:
+        refuse_itself(opened, sink)
         if os.path.exists(archive / MANIFEST):  # noqa: PTH110 - False where it may not look
             _require_same(opened, archive, clock, options)
         else:
@@ -319,6 +321,7 @@ def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, 
         StoreMove(source, options, clock) as store,
         Crew(workers) as crew,
     ):
+        refuse_itself(source, sink)
         rejects: Iterable[SetAside] = ()
         if options.on_reject == "set-aside":
             unfit = Rejects.of(source, sink.preflight(), clock)

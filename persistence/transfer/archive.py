@@ -66,6 +66,11 @@ class ArchiveSource:
         """See :class:`persistence.transfer.records.Source`; another content is another archive."""
         return f"archive:{self.manifest.checksum}"
 
+    @property
+    def place(self) -> str:
+        """See :class:`persistence.transfer.records.Source`."""
+        return self.identity
+
     def marks(self, after: str | None, upto: str) -> list[int]:
         """See :class:`persistence.transfer.records.Source`; the identity says all."""
         return []

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from persistence import schema
 from persistence.errors import ConflictError, ConnectError, SchemaError, TransferError, VerificationError
 from persistence.registry import provider_for
-from persistence.transfer.conflicts import decide
+from persistence.transfer.conflicts import decide, refuse_itself
 from persistence.transfer.engine import (
     Clock,
     copy,
@@ -304,6 +304,7 @@ def _copy_first(live: LiveSource, sink: Sink, provider: Provider, clock: Clock) 
     """Copy one snapshot and compare it. After an interruption the next round compares and completes it."""
     workers = provider.settings.transfer_workers
     with live.snapshot() as snapshot, Spool() as spool, Crew(workers) as crew:
+        refuse_itself(snapshot, sink)
         found = scan(snapshot, spool, clock, sink.preflight(), crew=crew)
         refuse_strangers(snapshot, sink, spool)
         schema.setup(provider)

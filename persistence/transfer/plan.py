@@ -13,7 +13,7 @@ from persistence import schema
 from persistence.errors import ArchiveError, ConflictError, SchemaError, TransferError
 from persistence.transfer.archive_format import MANIFEST, read_manifest
 from persistence.transfer.archive_writer import require_room
-from persistence.transfer.conflicts import decide
+from persistence.transfer.conflicts import decide, refuse_itself
 from persistence.transfer.engine import (
     Clock,
     Scan,
@@ -170,6 +170,7 @@ def _plan_load(
         StoreMove(source, options, clock) as store,
         Crew(workers) as crew,
     ):
+        refuse_itself(source, sink)
         if against_target:
             schema.require(provider)
         found = look(source, spool, clock, sink.preflight(), crew=crew)

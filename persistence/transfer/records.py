@@ -145,6 +145,10 @@ class Source(Protocol):
     def identity(self) -> str:
         """Which database or archive this is, beyond the name it is reached by."""
 
+    @property
+    def place(self) -> str:
+        """As :attr:`identity`, also by its disk. A sink that would write into this has the same."""
+
     def threads(self) -> Iterator[str]:
         """The ids of all threads, sorted."""
 
@@ -206,6 +210,10 @@ class Sink(Protocol):
     @property
     def identity(self) -> str:
         """Which database this is, beyond the name it is reached by; the ledger is bound to it."""
+
+    @property
+    def place(self) -> str:
+        """See :attr:`Source.place`."""
 
     def preflight(self) -> Preflight:
         """A fresh check for one transfer."""

@@ -35,6 +35,11 @@ class Wrapped:
         """The source's."""
         return self._source.identity
 
+    @property
+    def place(self) -> str:
+        """The source's."""
+        return self._source.place
+
     def drift(self) -> list[str]:
         """The source's."""
         return self._source.drift()

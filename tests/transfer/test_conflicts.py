@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from persistence import transfer
-from persistence.errors import ConflictError
+from persistence.errors import ConfigurationError, ConflictError
 from tests.transfer import graphs, make
 from tests.transfer.targets import Target
 
@@ -146,3 +146,26 @@ def test_the_rate_is_limited(tmp_path: Path, target: Target) -> None:
             make.put(saver, f"t {number}", {"c": ["x" * 500_000]})
     report = transfer.migrate(tmp_path / "a.db", target.dsn, options=transfer.Options(max_mbps=2.0))
     assert report.totals.bytes / report.phases["write"] < 2_100_000
+
+
+@pytest.mark.parametrize("name", ["postgres", "same.db", "symbolic.db", "hard.db"])
+def test_into_itself(database: Path, postgres_dsn: str, tmp_path: Path, name: str) -> None:
+    """Replacing deletes a thread before it is read to its end, and undoing would delete it altogether."""
+    source = f"sqlite:///{database}"
+    target = f"sqlite:///{tmp_path / name}"
+    if name == "postgres":
+        transfer.migrate(database, postgres_dsn)
+        source, target = postgres_dsn, f"{postgres_dsn}&schema=public"
+    elif name == "symbolic.db":
+        (tmp_path / name).symlink_to(database)
+    elif name == "hard.db":
+        (tmp_path / name).hardlink_to(database)
+    else:
+        target = f"sqlite:///{tmp_path}/./{database.name}"
+    for again in (
+        lambda: transfer.migrate(source, target, options=transfer.Options(on_conflict="replace")),
+        lambda: transfer.migrate(source, target, archive=tmp_path / "archive"),
+        lambda: transfer.plan(source, target),
+    ):
+        with pytest.raises(ConfigurationError, match="are the same database"):
+            again()

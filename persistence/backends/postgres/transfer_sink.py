@@ -97,7 +97,7 @@ class PostgresSink:
             if schema is None:
                 row = self._conn.cursor(row_factory=tuple_row).execute("SELECT current_schema()").fetchone()
                 schema = row[0] if row else None
-            self.identity = f"{database_identity(self._conn)}/{schema}"
+            self.identity = self.place = f"{database_identity(self._conn)}/{schema}"
             self._stack = stack.pop_all()
         return self
 

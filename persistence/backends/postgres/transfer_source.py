@@ -184,6 +184,11 @@ class PostgresSource:
                 schema = self._cursor().execute("SELECT current_schema()").fetchall()[0][0]
         return f"{self.database}/{schema}"
 
+    @property
+    def place(self) -> str:
+        """See :class:`persistence.transfer.records.Source`."""
+        return self.identity
+
     def marks(self, after: str | None, upto: str) -> list[int]:
         """See :class:`persistence.transfer.records.Source`. A row that is changed has another ``xmin``."""
         # No id here has the character NUL, so what stands before it has the same place in the order.

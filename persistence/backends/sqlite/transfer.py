@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 
-from persistence.backends.sqlite.transfer_file import Unlocked, is_idle_wal, open_snapshot, require_file
+from persistence.backends.sqlite.transfer_file import (
+    Unlocked,
+    is_idle_wal,
+    open_snapshot,
+    place_of,
+    require_file,
+)
 from persistence.backends.sqlite.transfer_store import SqliteStoreSource, has_table
 from persistence.errors import SourceError
 from persistence.transfer.canonical import (
@@ -185,6 +191,11 @@ class SqliteSource:
     def identity(self) -> str:
         """See :class:`persistence.transfer.records.Source`."""
         return f"sqlite:{Path(self._path or '').stat().st_ino}"
+
+    @property
+    def place(self) -> str:
+        """See :class:`persistence.transfer.records.Source`."""
+        return place_of(Path(self._path or ""))
 
     def marks(self, after: str | None, upto: str) -> list[int]:
         """See :class:`persistence.transfer.records.Source`. A row that is replaced gets another rowid."""

@@ -38,6 +38,12 @@ def require_file(path: Path, label: str) -> None:
         raise SourceError(f"{label} is not a SQLite database")
 
 
+def place_of(path: Path) -> str:
+    """Which file this is, whatever its name."""
+    stat = path.stat()
+    return f"sqlite:{stat.st_dev}:{stat.st_ino}"
+
+
 def is_idle_wal(path: Path) -> bool:
     """A database in WAL mode that nobody has open.
 

@@ -16,6 +16,7 @@ import ormsgpack
 from persistence.backends.sqlite.codec import inside_map, joined
 from persistence.backends.sqlite.connection import translate
 from persistence.backends.sqlite.transfer import SqliteSource, require_plain_order
+from persistence.backends.sqlite.transfer_file import place_of
 from persistence.backends.sqlite.transfer_lock import sole_transfer
 from persistence.backends.sqlite.transfer_preflight import SqlitePreflight
 from persistence.backends.sqlite.transfer_store import SqliteStoreSink
@@ -101,6 +102,11 @@ class SqliteSink:
     def identity(self) -> str:
         """The file itself, whatever its name: a copy is another target."""
         return f"sqlite:{self._path.stat().st_ino if self._path.exists() else 'new'}"
+
+    @property
+    def place(self) -> str:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return place_of(self._path) if self._path.exists() else self.identity
 
     def preflight(self) -> SqlitePreflight:
         """See :class:`persistence.transfer.records.Sink`."""
