@@ -135,9 +135,12 @@ def _look(
             read_seconds = time.perf_counter() - begin
         prefix = f"{quote_identifier(schema)}." if schema else ""
         names = list(_TABLES)
-        for statement in _ROOM:
-            yield statement, {}
-        yield "ROLLBACK", {}
+        try:
+            for statement in _ROOM:
+                yield statement, {}
+        except psycopg.Error as error:
+            failures.append(error)
+        yield "ROLLBACK", {}  # in any case here: what the pool does later, nothing bounds
         found = yield _SIZES, {"names": names, "qualified": [prefix + name for name in names]}
         sizes = {name: int(size) for name, size in found}
     except psycopg.Error as error:

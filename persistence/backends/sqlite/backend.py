@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -88,8 +89,12 @@ class AsyncSqliteBackend(_Sqlite):
         return await asyncio.to_thread(self._ping)
 
     async def probe(self, timeout: float) -> Probe:  # noqa: ASYNC109 - the contract's name
-        """As :meth:`SqliteBackend.probe`."""
-        return await asyncio.to_thread(self._probe, timeout)
+        """As :meth:`SqliteBackend.probe`, in a thread of its own: the loop's own ones may all be busy."""
+        thread = ThreadPoolExecutor(1, "persistence-health")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, self._probe, timeout)
+        finally:
+            thread.shutdown(wait=False)
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - the contract's name
         """As :meth:`SqliteBackend.close`."""
