@@ -10,10 +10,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,13 @@ from persistence.health import Health
 from persistence.settings import Settings
 from tests.ops.conftest import OwnServer, counter, thread
 
-TIMEOUT = 1.0
-# What a check may take longer than its bound: threads of a loaded machine.
-MARGIN = 2.0
+# Where somebody answers, however slow the machine is; and how long the database's own waits would be.
+PATIENT = {"health_timeout": 60, "pool_timeout": 120, "sqlite_busy_timeout": 120}
+# Where nobody answers. Without a bound a check would take 120 s, or for ever; the machine may be slow.
+BOUNDED = {"health_timeout": 1}
+IN_TIME = 40.0
 
-Check = Callable[[], Coroutine[Any, Any, Health]]
+Check = Callable[..., Coroutine[Any, Any, Health]]
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -41,7 +46,7 @@ def colour(request: pytest.FixtureRequest) -> str:
 @asynccontextmanager
 async def opened(colour: str, dsn: str, **values: Any) -> AsyncIterator[tuple[Any, Check]]:
     """A handle of either colour, and its health check."""
-    settings = Settings(**{"health_timeout": TIMEOUT, **values})
+    settings = Settings(**PATIENT | values)
     if colour == "async":
         async with persistence.aopen(dsn, settings=settings) as db:
             yield db, db.health
@@ -54,15 +59,13 @@ async def opened(colour: str, dsn: str, **values: Any) -> AsyncIterator[tuple[An
 
 
 async def in_time(check: Check) -> Health:
-    begin = time.monotonic()
-    found = await check()
-    assert time.monotonic() - begin < TIMEOUT + MARGIN
+    found = await asyncio.wait_for(check(), IN_TIME)
     json.dumps(found.to_json())
     return found
 
 
 async def until_ready(check: Check) -> Health:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (found := await check()).ready:
         assert time.monotonic() < deadline, found
         await asyncio.sleep(0.1)
@@ -87,8 +90,8 @@ async def test_a_usable_database(colour: str, dsn: str) -> None:
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_a_server_that_stops_and_comes_back(colour: str, own_server: OwnServer, mode: str) -> None:
-    async with opened(colour, own_server.dsn() + "&pool_min=2") as (_, check):
-        assert (await in_time(check)).ready
+    async with opened(colour, own_server.dsn() + "&pool_min=2", **BOUNDED) as (_, check):
+        await until_ready(check)
         await asyncio.to_thread(own_server.stop, mode)
         try:
             for _ in range(2):
@@ -103,9 +106,9 @@ async def test_a_server_that_stops_and_comes_back(colour: str, own_server: OwnSe
 
 def kill_others(conn: psycopg.Connection[Any]) -> None:
     """End all other connections to the database: new ones have its new settings."""
-    kill = b"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-    conn.execute(kill + b" AND datname = current_database()")
-    time.sleep(0.1)  # the servers' goodbye is on its way
+    others = b"FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+    pids = [pid for (pid,) in conn.execute(b"SELECT pid " + others)]
+    conn.execute("SELECT pg_terminate_backend(pid, 60000) FROM unnest(%s::int[]) AS t(pid)", [pids])
 
 
 @contextmanager
@@ -135,8 +138,8 @@ async def test_a_server_that_hangs(
     """``idle``: the pool asks the connection itself whether it works, and hangs there."""
     if idle:
         monkeypatch.setattr("persistence.backends.postgres.connection.IDLE_BEFORE_ROUND_TRIP", -1)
-    async with opened(colour, own_server.dsn() + "&pool_min=2") as (_, check):
-        assert (await in_time(check)).ready
+    async with opened(colour, own_server.dsn() + "&pool_min=2", **BOUNDED) as (_, check):
+        await until_ready(check)
         with hanging(own_server):
             for _ in range(2):
                 found = await in_time(check)
@@ -155,28 +158,61 @@ def test_the_command_is_in_time_while_the_server_hangs(own_server: OwnServer) ->
         "--dsn",
         own_server.dsn(),
     ]
+    patient = os.environ | {"PERSISTENCE_CONNECT_TIMEOUT": "200", "PERSISTENCE_POOL_TIMEOUT": "200"}
     with hanging(own_server):
-        begin = time.monotonic()
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert time.monotonic() - begin < 12  # of which importing takes some, on a loaded machine
+        result = subprocess.run(command, capture_output=True, text=True, timeout=100, env=patient)
     assert result.returncode == 3
     assert result.stderr.startswith("error: cannot connect")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_the_event_loop_goes_on_while_the_server_hangs(own_server: OwnServer) -> None:
-    async with opened("async", own_server.dsn()) as (_, check):
+    """The loop itself lets the server go on, so the check is only well if it did not hold the loop."""
+    async with opened("async", own_server.dsn(), health_timeout=IN_TIME) as (_, check):
         assert (await in_time(check)).ready
         with hanging(own_server):
             running = asyncio.create_task(check())
-            gaps = []
-            while not running.done():
-                begin = time.monotonic()
+            for _ in range(20):
                 await asyncio.sleep(0.02)
-                gaps.append(time.monotonic() - begin)
-            assert not (await running).ready
-        assert len(gaps) > 10
-        assert sorted(gaps)[len(gaps) // 2] < 0.3
-        await until_ready(check)
+        assert (await running).ready
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_a_server_that_hangs_when_the_look_is_over(
+    colour: str, own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the pool asks when it gets the connection back has no bound, so nothing may be left to ask."""
+    monkeypatch.setattr("persistence.health._SCHEMA_KNOWN_FOR", 3600.0)
+    monkeypatch.setattr("persistence.backends.postgres.probe._ROOM", ("BEGIN READ ONLY", "SELECT 1 / 0"))
+    look = "persistence.backends.postgres.probe._look"
+    real = import_module(look.rpartition(".")[0])._look
+
+    async with opened(colour, own_server.dsn()) as (_, check):
+        await in_time(check)
+        with ExitStack() as standing:
+
+            def and_then_hang(*args: Any) -> Any:
+                found = yield from real(*args)
+                standing.enter_context(hanging(own_server))
+                return found
+
+            monkeypatch.setattr(look, and_then_hang)
+            found = await in_time(check)
+        assert found.problem is not None
+        assert "zero" in found.problem.message
+
+
+async def test_a_check_while_all_threads_of_the_event_loop_are_busy(dsn: str) -> None:
+    """As where nodes of graphs wait for language models in them."""
+    async with opened("async", dsn) as (_, check):
+        loop, over = asyncio.get_running_loop(), threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, over.wait)
+        try:
+            assert (await in_time(check)).ready
+        finally:
+            over.set()
+        await busy
 
 
 async def test_a_server_that_may_only_be_read(colour: str, postgres_dsn: str) -> None:
@@ -212,8 +248,8 @@ async def test_a_server_without_room_for_a_file(colour: str, postgres_dsn: str) 
 
 
 async def test_a_sqlite_file_that_another_process_is_writing(colour: str, tmp_path: Path) -> None:
-    async with opened(colour, f"sqlite:///{tmp_path}/x.db") as (_, check):
-        assert (await in_time(check)).ready
+    async with opened(colour, f"sqlite:///{tmp_path}/x.db", **BOUNDED) as (_, check):
+        await until_ready(check)
         with closing(sqlite3.connect(tmp_path / "x.db", isolation_level=None)) as conn:
             conn.execute("BEGIN IMMEDIATE")
             found = await in_time(check)
@@ -237,10 +273,10 @@ FULL = """
 import json, resource, sys
 import persistence
 with persistence.open(sys.argv[1]) as db:
-    documents = [db.health().to_json()]
+    documents = [db.health(60).to_json()]
     for limit in (0, resource.RLIM_INFINITY):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        documents.append(db.health().to_json())
+        documents.append(db.health(60).to_json())
 print(json.dumps(documents))
 """
 
@@ -252,7 +288,7 @@ def test_a_sqlite_file_that_cannot_grow(tmp_path: Path) -> None:
         [sys.executable, "-c", FULL, f"sqlite:///{tmp_path}/x.db"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     before, full, after = json.loads(result.stdout)
@@ -304,7 +340,7 @@ async def test_drift_is_noticed(colour: str, postgres_dsn: str, monkeypatch: pyt
 async def test_a_pool_without_a_free_connection(postgres_dsn: str) -> None:
     async with opened("async", postgres_dsn + "&pool_max=1") as (db, check):
         async with db._backend.pool.connection():
-            found = await in_time(check)
+            found = await in_time(partial(check, 1))
         assert found.problem is not None
         assert "pool_max" in (found.problem.hint or "")
         assert (await in_time(check)).ready
@@ -332,7 +368,7 @@ def test_no_password_is_shown(own_server: OwnServer) -> None:
         assert "s3cr3t" not in json.dumps(db.health().to_json())
         own_server.stop()
         try:
-            assert "s3cr3t" not in json.dumps(db.health(TIMEOUT).to_json())
+            assert "s3cr3t" not in json.dumps(db.health(1).to_json())
         finally:
             own_server.start()
 
@@ -352,7 +388,7 @@ async def test_memory_stands_in_until_the_database_answers(
     invoke: Any = graph.ainvoke if colour == "async" else partial(asyncio.to_thread, graph.invoke)
     if db.backend == "memory":  # else the database was quicker than this test, which is what is wanted
         assert db.degraded
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while db.backend == "memory":
         await invoke({"n": 1}, thread(name))
         assert time.monotonic() < deadline, db.degraded
