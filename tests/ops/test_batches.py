@@ -7,7 +7,7 @@ import gc
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
@@ -26,7 +26,8 @@ from tests.ops.test_lost import KILL, kill_all
 
 _INSERT = "INSERT INTO done (id) VALUES (%(id)s::int) RETURNING id, pg_current_xact_id()::text"
 _DIVIDE = "INSERT INTO done (id) SELECT 1 / %(id)s::int RETURNING id"
-_SLOW = "INSERT INTO done (id) SELECT %(id)s::int FROM pg_sleep(%(seconds)s::float8) RETURNING id"
+_SLOW = "INSERT INTO done (id) SELECT %(id)s::int FROM pg_advisory_xact_lock_shared(2) RETURNING id"
+_HOLD = "SELECT pg_advisory_xact_lock_shared(1)::text"
 _ID = "SELECT %(id)s::int / 1"
 VICTIM = """
 CREATE SEQUENCE tried;
@@ -39,7 +40,10 @@ CREATE FUNCTION stubborn() RETURNS text LANGUAGE plpgsql AS $$ BEGIN
     PERFORM pg_sleep(30);
 EXCEPTION WHEN query_canceled THEN RAISE division_by_zero;
 END $$"""
+_ASLEEP = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
 _POOL = 6
+_PATIENCE = 60
+"""Seconds for what takes milliseconds, on a machine that may be slow."""
 
 
 @pytest.fixture
@@ -56,10 +60,17 @@ async def batches(
 ) -> AsyncIterator[Batches]:
     """With ``False``, as behind PgBouncer: nothing is prepared."""
     pgbouncer = not getattr(request, "param", True)
-    settings = Settings(pool_min=_POOL, pool_max=_POOL, pool_timeout=5, pgbouncer=pgbouncer)
+    settings = Settings(pool_min=_POOL, pool_max=_POOL, pool_timeout=_PATIENCE, pgbouncer=pgbouncer)
     async with make_async_pool(Dsn.parse(postgres_dsn), settings) as pool:
-        await pool.wait(10)
+        await pool.wait(_PATIENCE)
         yield Batches(pool)
+
+
+@pytest.fixture
+def never_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that takes long, as when the machine stands still, is not given up."""
+    monkeypatch.setattr("persistence.backends.postgres.batches.STUCK", 3600)
+    monkeypatch.setattr("persistence.backends.postgres.threads.STUCK", 3600)
 
 
 def stored(watch: psycopg.Connection[Any]) -> list[int]:
@@ -70,11 +81,32 @@ def insert(batches: Batches, *ids: int, key: Any = None) -> list[asyncio.Task[An
     return [asyncio.ensure_future(batches.write((_INSERT, {"id": id_}), key)) for id_ in ids]
 
 
-async def busy(batches: Batches, seconds: float = 0.3) -> list[asyncio.Task[Any]]:
-    """Have those who go alone take some time, so that what comes now goes together."""
-    waits = [asyncio.ensure_future(batches.read((f"SELECT pg_sleep({seconds})::text", {}))) for _ in range(4)]
-    await asyncio.sleep(0.01)
-    return waits
+def held_up(watch: psycopg.Connection[Any]) -> int:
+    """How many statements wait on the server for a lock of the test."""
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    return int(watch.execute(locks).fetchall()[0][0])
+
+
+async def until_held_up(watch: psycopg.Connection[Any], number: int) -> None:
+    while held_up(watch) < number:  # noqa: ASYNC110 - nothing tells it
+        await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def busy(
+    batches: Batches, watch: psycopg.Connection[Any], number: int = _POOL, waiting: int = 0
+) -> AsyncIterator[None]:
+    """All connections, or some, are in use until so many as are said wait, so that these go together."""
+    watch.execute("SELECT pg_advisory_lock(1)")
+    held = []
+    for already in range(number):
+        held.append(asyncio.ensure_future(batches.read((_HOLD, {}))))
+        await until_held_up(watch, already + 1)  # else the next one could go along
+    yield
+    while len(batches._reads) + len(batches._writes) < waiting:  # noqa: ASYNC110 - as above
+        await asyncio.sleep(0.001)
+    watch.execute("SELECT pg_advisory_unlock(1)")
+    await asyncio.gather(*held)
 
 
 prepared_or_not = pytest.mark.parametrize("batches", [True, False], indirect=True)
@@ -82,7 +114,7 @@ prepared_or_not = pytest.mark.parametrize("batches", [True, False], indirect=Tru
 
 @prepared_or_not
 async def test_those_who_wait_share_a_transaction_and_the_others_do_not(
-    batches: Batches, watch: psycopg.Connection[Any]
+    batches: Batches, watch: psycopg.Connection[Any], never_stuck: None
 ) -> None:
     for _ in range(8):  # prepared at last, where anything is
         results = await asyncio.gather(*insert(batches, *range(40)))
@@ -95,11 +127,11 @@ async def test_those_who_wait_share_a_transaction_and_the_others_do_not(
 
 @prepared_or_not
 async def test_a_failure_stays_alone(batches: Batches, watch: psycopg.Connection[Any]) -> None:
-    await busy(batches, 0.02)
-    bad = [asyncio.ensure_future(batches.write((_DIVIDE, {"id": 0}))) for _ in range(3)]
-    good = insert(batches, *range(20))
-    broken = [asyncio.ensure_future(batches.read(("SELECT nonsense", {}))) for _ in range(2)]
-    reads = [asyncio.ensure_future(batches.read((_ID, {"id": id_}))) for id_ in range(20)]
+    async with busy(batches, watch, waiting=45):
+        bad = [asyncio.ensure_future(batches.write((_DIVIDE, {"id": 0}))) for _ in range(3)]
+        good = insert(batches, *range(20))
+        broken = [asyncio.ensure_future(batches.read(("SELECT nonsense", {}))) for _ in range(2)]
+        reads = [asyncio.ensure_future(batches.read((_ID, {"id": id_}))) for id_ in range(20)]
     ended: list[Any] = await asyncio.gather(*bad, *good, *broken, *reads, return_exceptions=True)
     assert [type(error) for error in ended[:3]] == [errors.DivisionByZero] * 3
     assert [rows[0][0] for rows in ended[3:23]] == list(range(20))
@@ -113,8 +145,9 @@ async def test_a_commit_that_fails_is_the_error_of_who_caused_it(
 ) -> None:
     watch.execute("ALTER TABLE done ADD CONSTRAINT once UNIQUE (id) DEFERRABLE INITIALLY DEFERRED")
     watch.execute("INSERT INTO done VALUES (7)")
-    await busy(batches, 0.02)
-    ended = await asyncio.gather(*insert(batches, *range(10)), return_exceptions=True)
+    async with busy(batches, watch, waiting=10):
+        tasks = insert(batches, *range(10))
+    ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(one) for one in ended].count(errors.UniqueViolation) == 1
     assert isinstance(ended[7], errors.UniqueViolation)
     assert stored(watch) == list(range(10))
@@ -125,28 +158,34 @@ async def test_the_victim_of_a_deadlock_tries_again(batches: Batches, watch: psy
     assert await batches.write(("SELECT victim()", {})) == [("done",)]
     for others in (0, 5):  # the last of a queue is a batch by itself
         watch.execute("SELECT setval('tried', 1, false)")
-        await busy(batches, 0.02)
-        victim = asyncio.ensure_future(batches.write(("SELECT victim()", {})))
-        await asyncio.gather(*insert(batches, *range(others)))
+        async with busy(batches, watch, waiting=1 + others):
+            victim = asyncio.ensure_future(batches.write(("SELECT victim()", {})))
+            tasks = insert(batches, *range(others))
+        await asyncio.gather(*tasks)
         assert await victim == [("done",)]
     assert stored(watch) == list(range(5))
 
 
-async def test_one_key_is_written_once_in_a_transaction(batches: Batches) -> None:
-    await busy(batches, 0.02)
-    same = await asyncio.gather(*insert(batches, *range(6), key=("thread", "ns", "id")))
+async def test_one_key_is_written_once_in_a_transaction(
+    batches: Batches, watch: psycopg.Connection[Any]
+) -> None:
+    async with busy(batches, watch, waiting=6):
+        tasks = insert(batches, *range(6), key=("thread", "ns", "id"))
+    same = await asyncio.gather(*tasks)
     assert len({rows[0][1] for rows in same}) == 6
 
 
 async def test_a_batch_leaves_nothing_to_the_collector(batches: Batches) -> None:
     """It would hold all its rows until then, and finding them took a sixth of the client's time."""
-    await asyncio.gather(*await busy(batches, 0.02))
+    await asyncio.gather(*insert(batches, *range(40)))
     gc.collect()
     gc.disable()
     try:
         await asyncio.gather(*insert(batches, *range(40)))
-        await asyncio.sleep(0.1)
-        assert not [one for one in gc.get_objects() if isinstance(one, (_Batch, _Call))]
+        deadline = time.monotonic() + 10
+        while [one for one in gc.get_objects() if isinstance(one, (_Batch, _Call))]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
     finally:
         gc.enable()
 
@@ -154,29 +193,29 @@ async def test_a_batch_leaves_nothing_to_the_collector(batches: Batches) -> None
 async def test_who_is_cancelled_before_its_turn_does_nothing(
     batches: Batches, watch: psycopg.Connection[Any]
 ) -> None:
-    await busy(batches, 0.1)
-    tasks = insert(batches, *range(10))
-    await asyncio.sleep(0)
-    tasks[3].cancel()
+    async with busy(batches, watch):
+        tasks = insert(batches, *range(10))
+        await asyncio.sleep(0)
+        tasks[3].cancel()
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(ended[3], asyncio.CancelledError)
     assert stored(watch) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
 
 async def test_who_is_cancelled_on_the_way_leaves_the_others_alone(
-    batches: Batches, watch: psycopg.Connection[Any]
+    batches: Batches, watch: psycopg.Connection[Any], never_stuck: None
 ) -> None:
-    await busy(batches, 0.02)
-    tasks = insert(batches, *range(5))
-    slow = asyncio.ensure_future(batches.write((_SLOW, {"id": 100, "seconds": "0.6"})))
-    tasks += insert(batches, *range(5, 10))
-    await asyncio.sleep(0.2)
-    begin = time.monotonic()
+    watch.execute("SELECT pg_advisory_lock(2)")
+    async with busy(batches, watch, waiting=11):
+        tasks = insert(batches, *range(5))
+        slow = asyncio.ensure_future(batches.write((_SLOW, {"id": 100})))
+        tasks += insert(batches, *range(5, 10))
+    await until_held_up(watch, 1)
     tasks[3].cancel()
-    with suppress(asyncio.CancelledError):
-        await tasks[3]
-    assert time.monotonic() - begin < 0.3  # the server was told; nobody waited for the slow one
+    done, _ = await asyncio.wait([tasks[3]], timeout=_PATIENCE)
+    assert done  # the server was told; nobody waits for the slow one
     now = stored(watch)
+    watch.execute("SELECT pg_advisory_unlock(2)")
     ended = await asyncio.gather(*tasks, slow, return_exceptions=True)
     assert isinstance(ended[3], asyncio.CancelledError)
     assert (3 in stored(watch)) == (3 in now)  # once it is cancelled, nothing more happens
@@ -191,11 +230,12 @@ async def test_a_cancelled_batch_that_ends_otherwise_loses_nothing(
 ) -> None:
     """As one does whose deadlock is found while it is cancelled."""
     watch.execute(STUBBORN)
-    await busy(batches, 0.02)
-    tasks = insert(batches, *range(5))
-    stubborn = asyncio.ensure_future(batches.write(("SELECT stubborn()", {})))
-    tasks += insert(batches, *range(5, 10))
-    await asyncio.sleep(0.1)
+    async with busy(batches, watch, waiting=11):
+        tasks = insert(batches, *range(5))
+        stubborn = asyncio.ensure_future(batches.write(("SELECT stubborn()", {})))
+        tasks += insert(batches, *range(5, 10))
+    while not watch.execute(_ASLEEP).fetchall():  # noqa: ASYNC110 - nothing tells it
+        await asyncio.sleep(0.001)
     stubborn.cancel()
     assert [rows[0][0] for rows in await asyncio.gather(*tasks)] == list(range(10))
     assert stored(watch) == list(range(10))
@@ -208,13 +248,11 @@ async def test_who_waits_for_a_lock_does_not_hold_up_the_others(
     watch.execute("CREATE TABLE row (id int); INSERT INTO row VALUES (1)")
     with psycopg.connect(postgres_dsn) as other:
         other.execute("UPDATE row SET id = 1")
-        await busy(batches, 0.02)
-        begin = time.monotonic()
-        locked = asyncio.ensure_future(
-            batches.write(("UPDATE row SET id = %(id)s::int RETURNING id", {"id": 2}))
-        )
-        assert len(await asyncio.gather(*insert(batches, *range(10)))) == 10
-        assert time.monotonic() - begin < 3
+        async with busy(batches, watch, waiting=11):
+            update = "UPDATE row SET id = %(id)s::int RETURNING id", {"id": 2}
+            locked = asyncio.ensure_future(batches.write(update))
+            tasks = insert(batches, *range(10))
+        assert len(await asyncio.wait_for(asyncio.gather(*tasks), _PATIENCE)) == 10
         assert not locked.done()
         other.commit()
         assert await locked == [(2,)]
@@ -226,19 +264,17 @@ async def test_a_slow_server_does_not_begin_again_and_again(
 ) -> None:
     watch.execute("CREATE SEQUENCE begun")  # counts what was rolled back, too
     slow = "INSERT INTO done (id) SELECT nextval('begun')::int FROM pg_sleep(0.05) RETURNING id"
-    await busy(batches, 0.02)
     # Together they take longer than a batch may.
     tasks = [asyncio.ensure_future(batches.write((slow, {}))) for _ in range(64)]
     assert len(await asyncio.gather(*tasks)) == 64
     assert watch.execute("SELECT last_value FROM begun").fetchall()[0][0] < 3 * 64
 
 
-async def test_others_are_served_while_as_many_as_go_alone_are_stuck(batches: Batches) -> None:
-    waits = await busy(batches, 1.5)
-    begin = time.monotonic()
-    assert await batches.read((_ID, {"id": 1})) == [(1,)]
-    assert time.monotonic() - begin < 1
-    await asyncio.gather(*waits)
+async def test_others_are_served_while_as_many_as_go_alone_are_stuck(
+    batches: Batches, watch: psycopg.Connection[Any]
+) -> None:
+    async with busy(batches, watch, 4):
+        assert await asyncio.wait_for(batches.read((_ID, {"id": 1})), _PATIENCE) == [(1,)]
 
 
 async def test_each_waits_for_a_connection_as_long_as_the_pool_says(batches: Batches) -> None:
@@ -246,13 +282,14 @@ async def test_each_waits_for_a_connection_as_long_as_the_pool_says(batches: Bat
     pool.timeout = 0.4
     held = [await pool.getconn() for _ in range(_POOL)]
     begin = time.monotonic()
-    tasks = insert(batches, *range(8))
+    tasks = insert(batches, *range(1000))
     await asyncio.sleep(0.2)
-    tasks += insert(batches, *range(8, 16))
+    tasks += insert(batches, *range(1000))
     ended = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [type(error) for error in ended] == [PoolTimeout] * 16
+    assert [type(error) for error in ended] == [PoolTimeout] * 2000
     assert {str(error) for error in ended} == {"couldn't get a connection after 0.40 sec"}
-    assert 0.55 < time.monotonic() - begin < 1.5
+    assert 0.55 < time.monotonic() - begin < 15  # one batch after the other would take 25 s
+    pool.timeout = _PATIENCE
     for conn in held:
         await pool.putconn(conn)
     assert len(await asyncio.gather(*insert(batches, *range(16)))) == 16
@@ -266,18 +303,19 @@ async def test_a_pool_that_closes_refuses_all_who_wait(batches: Batches) -> None
         await conn.close()
         await batches._pool.putconn(conn)
     await batches._pool.close()
-    ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 3)
+    ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), _PATIENCE)
     assert all(isinstance(one, (psycopg.Error, list)) for one in ended)
     assert any(isinstance(one, psycopg.Error) for one in ended)
 
 
 async def test_who_lost_the_connection_is_told_so_and_the_next_call_works(
-    batches: Batches, watch: psycopg.Connection[Any], postgres_dsn: str
+    batches: Batches, watch: psycopg.Connection[Any], never_stuck: None
 ) -> None:
-    await busy(batches, 0.02)
-    tasks = insert(batches, *range(10))
-    tasks.append(asyncio.ensure_future(batches.write((_SLOW, {"id": 100, "seconds": "0.8"}))))
-    await asyncio.sleep(0.2)
+    watch.execute("SELECT pg_advisory_lock(2)")
+    async with busy(batches, watch, waiting=11):
+        tasks = insert(batches, *range(10))
+        tasks.append(asyncio.ensure_future(batches.write((_SLOW, {"id": 100}))))
+    await until_held_up(watch, 1)
     watch.execute(KILL)
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(one, psycopg.OperationalError) for one in ended)
@@ -290,7 +328,7 @@ def config_of(number: int) -> Any:
 
 
 async def test_savers_share_too_and_tell_each_its_own_error(
-    postgres_dsn: str, watch: psycopg.Connection[Any]
+    postgres_dsn: str, watch: psycopg.Connection[Any], never_stuck: None
 ) -> None:
     """A row that the database refuses, among many; and what is stored is what each one stored."""
     async with persistence.aopen(postgres_dsn, settings=Settings(pool_max=8)) as db:
