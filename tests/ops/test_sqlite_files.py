@@ -133,7 +133,7 @@ def test_the_switch_to_the_write_ahead_log_waits_for_a_writer(tmp_path: Path) ->
         assert caught.value.transient
         done = threading.Timer(0.3, other.execute, ["COMMIT"])
         done.start()
-        with closing(database(f"sqlite:///{tmp_path}/x.db").connect()) as conn:
+        with closing(database(f"sqlite:///{tmp_path}/x.db?busy_timeout=60").connect()) as conn:
             assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         done.join()
 

@@ -39,7 +39,7 @@ def write(saver, thread):
     except Exception as error:
         errors.append(repr(error))
 
-with persistence.open(f"sqlite:///{path}") as db:
+with persistence.open(f"sqlite:///{path}?busy_timeout=60") as db:
     names = [f"{name}-{n}" for n in range(threads)]
     workers = [threading.Thread(target=write, args=(db.checkpointer, n)) for n in names]
     for worker in workers:
@@ -80,7 +80,7 @@ def test_processes_that_write_one_file_take_turns(tmp_path: Path) -> None:
 def test_a_writer_waits_for_another_process_as_long_as_it_is_told_to(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'chat.db'}"
     with (
-        persistence.open(url, settings=Settings(sqlite_busy_timeout=30)) as db,
+        persistence.open(url, settings=Settings(sqlite_busy_timeout=60)) as db,
         persistence.open(url) as other,
     ):
         saver, holder = db.checkpointer, other.checkpointer
@@ -91,18 +91,18 @@ def test_a_writer_waits_for_another_process_as_long_as_it_is_told_to(tmp_path: P
 
         def hold(_: Any) -> None:
             held.set()
-            release.wait(30)
+            release.wait(60)
 
         holding = threading.Thread(target=holder._engine.write, args=(hold,))
         waiting = threading.Thread(target=saver.put, args=(_at("t", "1"), _checkpoint("2"), {}, {}))
         holding.start()
-        assert held.wait(30)
+        assert held.wait(60)
         waiting.start()
         waiting.join(0.5)  # far longer than one try
         assert waiting.is_alive()
         release.set()
-        waiting.join(30)
-        holding.join(30)
+        waiting.join(60)
+        holding.join(60)
         found = saver.get_tuple(_at("t"))
         assert found is not None
         assert found.checkpoint["id"] == "2"
@@ -123,7 +123,7 @@ async def test_a_large_value_is_let_go_of_when_it_is_stored_or_delivered(tmp_pat
         await saver._engine.awrite(work)
         await saver._engine.aread(work)
         assert len(results) == 2
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while any(result() is not None for result in results):  # noqa: ASYNC110 - nothing tells it
                 await asyncio.sleep(0.01)
 

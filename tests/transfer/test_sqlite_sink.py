@@ -147,7 +147,11 @@ def roundabout(tmp_path: Path, postgres_dsn: str) -> Iterator[tuple[Any, Any, st
         yield one.checkpointer, other.checkpointer, there, template
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     channels=st.dictionaries(names, st.tuples(values | st.binary().map(bytearray), versions), max_size=4),
     metadata=st.dictionaries(names.filter(lambda key: key != "writes"), finite_json, max_size=4),

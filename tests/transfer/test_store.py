@@ -197,7 +197,11 @@ def _fits_64_bits(value: Any) -> bool:
         return False
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     items=st.dictionaries(
         st.tuples(st.lists(labels, min_size=1, max_size=3).map(tuple), storable),

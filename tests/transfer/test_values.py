@@ -57,7 +57,11 @@ def strict(value: Any) -> Any:
 
 
 # One database for all examples: each has a thread of its own.
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     channels=st.dictionaries(names, st.tuples(values, versions), max_size=4),
     metadata=st.dictionaries(storable.filter(lambda key: key != "writes"), finite_json, max_size=4),
