@@ -98,7 +98,7 @@ def test_many_tasks_share_a_saver(saver: Subject) -> None:
 
 @clause("R6", "F2")
 def test_listing_that_is_left_early_holds_nothing(opened: Opener) -> None:
-    saver = opened(pool_max=1, pool_timeout=10)
+    saver = opened(pool_max=1, pool_timeout=60)
     for step in range(40):
         saver.put("t", f"{step:02}", {"x": [step]})
     left_open: list[Any] = []
@@ -141,7 +141,7 @@ async def _stop_after(work: Coroutine[Any, Any, Any], turns: int) -> bool:
 @clause("W3", "F5")
 def test_call_may_be_cancelled_at_any_await(opened: Opener) -> None:
     """Each method is cancelled after 0, 1, 2, ... turns of the loop, until it ends before that."""
-    saver = opened(pool_max=2, pool_timeout=10)
+    saver = opened(pool_max=2, pool_timeout=60)
     target = saver.saver
 
     def fill(thread: str) -> None:

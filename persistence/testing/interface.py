@@ -293,7 +293,7 @@ def test_use_from_another_loop_does_not_hang(saver: Subject) -> None:
         assert len([found async for found in saver.saver.alist(at("t"))]) == 1
         await saver.saver.aprune(["t"])
 
-    asyncio.run(asyncio.wait_for(work(), 20))
+    asyncio.run(asyncio.wait_for(work(), 60))
 
 
 @clause("F3")
@@ -350,9 +350,9 @@ def test_close_waits_for_what_was_accepted_and_is_bounded(opened: Opener) -> Non
         thread.start()
     begin = time.monotonic()
     saver.close()
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert len(outcomes) == 8
     again = opened()
     stored = set(again.ids(at("t")))

@@ -36,7 +36,7 @@ def failing_graph(saver: Any) -> Any:
         attempts["fails"] += 1
         if attempts["fails"] == 1:
             # LangGraph loses what a node did that ends while another one's failure ends the run.
-            worked.wait(5)
+            worked.wait(60)
             time.sleep(0.1)
         if attempts["fails"] < 4:
             raise BrokenError(f"attempt {attempts['fails']}")

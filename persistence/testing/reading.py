@@ -190,7 +190,7 @@ def test_any_method_may_be_called_inside_the_loop(opened: Any) -> None:
             inside(seen[-1])
             thread = threading.Thread(target=inside, args=(seen[-1],))
             thread.start()
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive()
     assert [id_ for id_ in seen if not id_.endswith("new")] == [f"{i:03}" for i in reversed(range(40))]
     assert len(seen) == len(set(seen))

@@ -39,7 +39,7 @@ class LoopThread:
     def stop(self) -> None:
         self.run(self._finish())
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
+        self._thread.join(60)
         self.loop.close()
 
     async def _finish(self) -> None:

@@ -27,7 +27,7 @@ MEGABYTE = 1_000_000
 FUZZ = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "25")),
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     derandomize="FUZZ_EXAMPLES" not in os.environ,
 )
 
