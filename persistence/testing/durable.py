@@ -207,7 +207,7 @@ def test_what_was_acknowledged_survives_a_kill(target: Target, saver: Subject) -
             break
     acknowledged = [int(line), *(int(more) for more in process.stdout.read().split())]
     process.stdout.close()
-    process.wait(10)
+    process.wait(60)
     stored = {int(found.config["configurable"]["checkpoint_id"]): found for found in saver.list(at("t"))}
     assert set(range(max(acknowledged) + 1)) <= set(stored)
     for i in range(max(acknowledged) + 1):

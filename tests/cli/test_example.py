@@ -34,12 +34,12 @@ def service(dsn: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
         text=True,
     )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             _wait(client, process)
             yield client, process
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 def _wait(client: httpx.Client, process: subprocess.Popen[str]) -> None:
@@ -72,7 +72,7 @@ def test_service(postgres_dsn: str) -> None:
         answer = client.post("/threads/bob", json={"text": "yes"}).json()  # once the cut-off turn is finished
         assert answer["messages"][-1]["text"] == "Booked: 2 nights in Oslo."
         process.terminate()
-        assert process.wait(timeout=30) in (0, -15)
+        assert process.wait(timeout=60) in (0, -15)
 
 
 def _cut_off(thread: str, dsn: str) -> None:
@@ -125,7 +125,7 @@ def test_worker_goes_on_in_the_middle_of_a_job(postgres_dsn: str, tmp_path: Path
         while len(list(db.checkpointer.list({"configurable": {"thread_id": "long"}}, limit=5))) < 5:
             assert time.monotonic() < until
         first.kill()
-        first.wait(timeout=30)
+        first.wait(timeout=60)
         assert not (tmp_path / "long.out").exists()
         output, _ = example("worker", postgres_dsn, str(tmp_path)).communicate(timeout=120)
         begun, *rest = output.splitlines()

@@ -174,7 +174,7 @@ def _shell(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(shell.pid, signal.SIGTERM)
-        shell.wait(20)
+        shell.wait(60)
 
 
 def _free_port() -> int:

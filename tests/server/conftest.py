@@ -61,7 +61,7 @@ class AgentServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         with httpx.Client(base_url=self.url) as client:
             while not _answers(client):
                 assert self.process.poll() is None, self.text()
@@ -71,12 +71,12 @@ class AgentServer:
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(60)
 
     def stop(self) -> None:
         assert self.process is not None
         self.process.terminate()
-        assert self.process.wait(30) in (0, -15)  # uvicorn raises the signal again when it is done
+        assert self.process.wait(60) in (0, -15)  # uvicorn raises the signal again when it is done
 
     def text(self) -> str:
         """What the latest process wrote."""

@@ -15,7 +15,7 @@ from langgraph_sdk.client import LangGraphClient
 import persistence
 from tests.server.conftest import AgentServer, block_of_page
 
-pytestmark = pytest.mark.timeout(40)
+pytestmark = pytest.mark.timeout(240)
 
 
 def human(text: str) -> dict[str, Any]:

@@ -293,7 +293,7 @@ def test_a_signal_ends_it_cleanly(number: signal.Signals, database: Path, tmp_pa
         line = next(line for line in process.stderr if line.startswith("round 1: "))
         assert line.rstrip().endswith(" s behind")
         process.send_signal(number)
-        output = process.communicate(timeout=30)[0]
+        output = process.communicate(timeout=60)[0]
     assert process.returncode == 0
     assert "stopped; the same command goes on" in output
     assert transfer.verify(database, tmp_path / "target.db").equal

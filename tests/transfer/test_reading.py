@@ -246,12 +246,11 @@ def test_results_are_in_order_and_few_wait(monkeypatch: pytest.MonkeyPatch) -> N
             yield number
 
     def long(piece: int, tell: workers.Tell) -> int:
-        quiet = 0
-        while piece == 0 and quiet < 30:  # until nobody takes another one
-            before = len(taken)
+        quiet, deadline = 0, time.monotonic() + 60
+        while piece == 0 and quiet < 30 and time.monotonic() < deadline:  # until nobody takes another one
             tell(Totals())
             time.sleep(0.01)
-            quiet = quiet + 1 if before == len(taken) > 1 else 0
+            quiet += len(taken) >= 4
         if piece == 0:
             assert taken == [0, 1, 2, 3]
         return piece * 2

@@ -72,11 +72,12 @@ def main(path: str, kind: str) -> None:
     """Open the file with LangGraph's own saver, or with ours."""
     if kind == "official":
         with SqliteSaver.from_conn_string(path) as saver:
+            saver.conn.execute("PRAGMA busy_timeout = 60000")
             saver.serde = graphs.serde()
             saver.setup()
             run(saver)
     else:
-        with persistence.open(f"sqlite:///{path}") as db:
+        with persistence.open(f"sqlite:///{path}?busy_timeout=60") as db:
             run(db.checkpointer)
 
 

@@ -62,7 +62,7 @@ def nursery() -> Iterator[Nursery]:
         finally:
             assert process.stdin is not None
             process.stdin.close()
-            process.wait(timeout=30)
+            process.wait(timeout=60)
 
 
 @dataclass
