@@ -38,12 +38,13 @@ def thread(name: str = "t") -> Any:
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No settings of the person who runs the tests, and a working directory of its own."""
+    """No settings of the person who runs the tests but for a slow machine; a working directory of its own."""
     import os
 
     for name in os.environ:
         if name.upper().startswith("PERSISTENCE_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("PERSISTENCE_HEALTH_TIMEOUT", "60")
     monkeypatch.chdir(tmp_path)
     get_settings.cache_clear()
     yield

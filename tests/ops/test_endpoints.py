@@ -103,13 +103,13 @@ async def test_probes_share_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def served(dsn: str) -> Iterator[httpx.Client]:
+def served(dsn: str, health_timeout: str = "60") -> Iterator[httpx.Client]:
     """``persistence serve`` in a process of its own."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [str(Path(sys.executable).with_name("persistence")), "serve", "--port", str(port)]
-    env = {**os.environ, "PERSISTENCE_DSN": dsn, "PERSISTENCE_HEALTH_TIMEOUT": "2"}
+    env = {**os.environ, "PERSISTENCE_DSN": dsn, "PERSISTENCE_HEALTH_TIMEOUT": health_timeout}
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as server:
@@ -160,7 +160,7 @@ def test_served_alone_on_sqlite(tmp_path: Path) -> None:
 def test_served_alone_while_the_server_stops_and_comes_back(own_server: OwnServer) -> None:
     own_server.stop()
     try:
-        context = served(own_server.dsn())
+        context = served(own_server.dsn(), "2")
         client = context.__enter__()
         assert until(client, 503)["problem"]["code"] == "connect"
         assert client.get("/livez").status_code == 200

@@ -193,7 +193,7 @@ def test_a_sealed_file(source: Path, postgres_dsn: str, tmp_path: Path) -> None:
             ours.put_writes(found.config, [("c", 1)], "task")
         with pytest.raises(SealedError):
             ours.delete_thread("log")
-        health = db.health()
+        health = db.health(60)
     assert (health.status, health.ready) == ("unavailable", False)
     assert health.problem is not None
     assert health.problem.code == "sealed"
