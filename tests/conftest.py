@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, settings
 
 from tests.forked import Commands
 from tests.support import fresh_database
+from tests.warm import Warm
 
 # A machine that is slow, or stands still for a while, is no failure of an example.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-# Compiling every module anew, in each of the many processes that the tests start, takes a fifth of their time.
+# Compiling each module anew, in every process that the tests start, takes a fifth of their time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
@@ -76,3 +77,11 @@ def commands() -> Iterator[Commands]:
     commands = Commands()
     yield commands
     commands.close()
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Python programs whose processes need not import LangGraph."""
+    warm = Warm()
+    yield warm
+    warm.close()

@@ -5,27 +5,33 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT, Result, clean_environment
+from tests.warm import Warm
+
+Program = Callable[..., Result]
 
 
-def program(
-    folder: Path, name: str, *arguments: str, env: dict[str, str] | None = None, root: Path = ROOT
-) -> Result:
-    """Run a program of ``tools/``."""
-    return subprocess.run(
-        [sys.executable, root / "tools" / name, *arguments],
-        cwd=folder,
-        env=clean_environment() | (env or {}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+@pytest.fixture
+def program(tmp_path: Path, warm: Warm) -> Program:
+    """Runs a program of ``tools/``."""
+
+    def program(name: str, *arguments: str, env: dict[str, str] | None = None, root: Path = ROOT) -> Result:
+        return subprocess.run(
+            [warm.python, root / "tools" / name, *arguments],
+            cwd=tmp_path,
+            env=clean_environment() | (env or {}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+
+    return program
 
 
 @pytest.fixture
@@ -37,10 +43,10 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def test_demo(checkout: Path, postgres_server: str) -> None:
+def test_demo(checkout: Path, postgres_server: str, program: Program) -> None:
     """Twice: it begins anew each time."""
     for env in ({}, {"PERSISTENCE_TEST_POSTGRES": postgres_server}):
-        result = program(checkout, "demo.py", env=env, root=checkout)
+        result = program("demo.py", env=env, root=checkout)
         assert result.returncode == 0, result.stdout + result.stderr
         assert "waiting for an answer: 3 nights in Lisbon cost 241.5. Book?" in result.stdout
         assert "migrated, verified by content" in result.stdout
@@ -50,34 +56,34 @@ def test_demo(checkout: Path, postgres_server: str) -> None:
     assert (checkout / ".demo" / "archive" / "manifest.json").exists()
 
 
-def test_demo_keeps_what_it_did_not_make(checkout: Path) -> None:
+def test_demo_keeps_what_it_did_not_make(checkout: Path, program: Program) -> None:
     (checkout / ".demo").mkdir()
     (checkout / ".demo" / "mine").write_text("keep")
-    result = program(checkout, "demo.py", root=checkout)
+    result = program("demo.py", root=checkout)
     assert result.returncode == 1
     assert (checkout / ".demo" / "mine").read_text() == "keep"
 
 
 @pytest.mark.parametrize("spelling", ["chat.db", "sqlite:///chat.db"])
-def test_sqlite_to_postgres(tmp_path: Path, chat: Path, postgres_dsn: str, spelling: str) -> None:
-    result = program(tmp_path, "sqlite_to_postgres.py", spelling, postgres_dsn, "--json")
+def test_sqlite_to_postgres(chat: Path, postgres_dsn: str, spelling: str, program: Program) -> None:
+    result = program("sqlite_to_postgres.py", spelling, postgres_dsn, "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["verified"] is True
 
 
-def test_sqlite_to_postgres_without_a_source(tmp_path: Path) -> None:
-    result = program(tmp_path, "sqlite_to_postgres.py", "none 100%.db", "postgresql://h/x")
+def test_sqlite_to_postgres_without_a_source(tmp_path: Path, program: Program) -> None:
+    result = program("sqlite_to_postgres.py", "none 100%.db", "postgresql://h/x")
     assert result.returncode == 5
     assert "none%20100%25.db does not exist" in result.stderr
-    assert program(tmp_path, "sqlite_to_postgres.py").returncode == 2
+    assert program("sqlite_to_postgres.py").returncode == 2
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.timeout(300)
-def test_bench_runs(tmp_path: Path, postgres_server: str) -> None:
+def test_bench_runs(tmp_path: Path, postgres_server: str, program: Program) -> None:
     """Every kind of work; each contender did it, and found no wrong state."""
     env = {"PERSISTENCE_TEST_POSTGRES": postgres_server}
-    result = program(tmp_path, "bench.py", "--short", "--json", "bench.json", "--chart", "bench.svg", env=env)
+    result = program("bench.py", "--short", "--json", "bench.json", "--chart", "bench.svg", env=env)
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "bench.json").read_text())
     works = found["works"]
@@ -98,12 +104,12 @@ def test_bench_runs(tmp_path: Path, postgres_server: str) -> None:
     assert now[-1]["name"] == works[0]["name"]
 
 
-def test_cli_reference_is_checked(checkout: Path) -> None:
+def test_cli_reference_is_checked(checkout: Path, program: Program) -> None:
     (checkout / "docs").mkdir()
-    assert program(checkout, "cli_reference.py", "--check", root=checkout).returncode == 1
-    assert program(checkout, "cli_reference.py", root=checkout).returncode == 0
-    assert program(checkout, "cli_reference.py", "--check", root=checkout).returncode == 0
+    assert program("cli_reference.py", "--check", root=checkout).returncode == 1
+    assert program("cli_reference.py", root=checkout).returncode == 0
+    assert program("cli_reference.py", "--check", root=checkout).returncode == 0
     page = checkout / "docs" / "cli.md"
     assert page.read_text() == (ROOT / "docs" / "cli.md").read_text()
     page.write_text(page.read_text().replace("verify", "compare"))
-    assert program(checkout, "cli_reference.py", "--check", root=checkout).returncode == 1
+    assert program("cli_reference.py", "--check", root=checkout).returncode == 1

@@ -120,9 +120,9 @@ class PageRun:
         lines.append(f"{text.removesuffix('&')} >> background.log 2>&1 &")
         return lines + [_WAIT.format(port=port) for port in self._ports.values() if port in text]
 
-    def run(self, folder: Path) -> None:
-        """Run it, and compare what it prints with what the page shows."""
-        with _shell(["bash", "-c", "\n".join(self.script)], folder) as shell:
+    def run(self, folder: Path, programs: Path) -> None:
+        """Run it, with ``programs`` first on the ``PATH``; compare its output with what the page shows."""
+        with _shell(["bash", "-c", "\n".join(self.script)], folder, programs) as shell:
             output, errors = shell.communicate(timeout=280)
         background = folder / "background.log"
         told = background.read_text() if background.exists() else ""
@@ -156,9 +156,10 @@ def is_left_out(block: Block) -> bool:
 
 
 @contextmanager
-def _shell(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
+def _shell(command: list[str], folder: Path, programs: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that is ended with all that it has started."""
-    environment = clean_environment() | {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin:{BIN}"}
+    path = f"{programs}:{Path(sys.executable).parent}:/usr/bin:/bin:{BIN}"
+    environment = clean_environment() | {"PATH": path}
     shell = subprocess.Popen(
         command,
         cwd=folder,

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from persistence.cli.app import app
 from tests.docs.pages import DOCS, blocks, commands
 from tests.docs.running import NOT_RUN, OUTPUT, PARSERS, PageRun, is_left_out
 from tests.support import ROOT, make_chat
+from tests.warm import Warm
 
 # Pages that begin with an empty folder. On the others the reader has conversations in chat.db already.
 FROM_NOTHING = [ROOT / "README.md", DOCS / "quickstart.md", DOCS / "index.md"]
@@ -89,6 +91,7 @@ def test_commands_are_real(page: Path) -> None:
                 assert option in known, line
 
 
+@cache
 def _options(command: str) -> set[str]:
     """What a command takes."""
     found = get_command(app)
@@ -124,7 +127,7 @@ def test_blocks_are_left_out_for_a_known_reason_only() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.timeout(300)
-def test_every_block_runs(page: Path, open_folder: Path, request: pytest.FixtureRequest) -> None:
+def test_every_block_runs(page: Path, open_folder: Path, warm: Warm, request: pytest.FixtureRequest) -> None:
     """All blocks of the page, one after the other, as a reader would run them."""
     if all(map(is_left_out, blocks(page))):
         return  # nothing to run: no database is needed
@@ -133,6 +136,6 @@ def test_every_block_runs(page: Path, open_folder: Path, request: pytest.Fixture
     if page not in FROM_NOTHING:
         make_chat(open_folder)
     try:
-        run.run(open_folder)
+        run.run(open_folder, warm.bin)
     finally:
         run.drop_roles(postgres_dsn)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from tests.docs.pages import DOCS, Block, Command, blocks, commands
 from tests.docs.running import PageRun
 from tests.support import clean_environment
+from tests.warm import Warm
 
 PAGE = DOCS / "runbooks.md"
 TALK = "python chat.py"
@@ -111,7 +111,7 @@ def test_every_section_is_in_a_story() -> None:
 
 
 @pytest.mark.parametrize("story", STORIES)
-def test_runbooks(story: str, tmp_path: Path, postgres_dsn: str) -> None:
+def test_runbooks(story: str, tmp_path: Path, postgres_dsn: str, warm: Warm) -> None:
     found = sections()
     (exports,), (program,) = (
         [block for block in found[""] if block.language == language] for language in ("console", "python")
@@ -132,7 +132,7 @@ def test_runbooks(story: str, tmp_path: Path, postgres_dsn: str) -> None:
     result = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
-        env=clean_environment() | {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
+        env=clean_environment() | {"PATH": f"{warm.bin}:/usr/bin:/bin"},
         capture_output=True,
         text=True,
         timeout=280,
