@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -51,6 +52,10 @@ def postgres_server() -> Iterator[str]:
         tempfile.TemporaryDirectory(prefix="persistence-tests-") as folder,
         embedded.serve(Path(folder) / "pg") as conninfo,
     ):
+        # The tests end processes, never the system, which keeps what was written.
+        with psycopg.connect(conninfo, autocommit=True) as conn:
+            conn.execute("ALTER SYSTEM SET fsync = off")
+            conn.execute("SELECT pg_reload_conf()")
         yield conninfo
 
 

@@ -1,6 +1,6 @@
 """A backend as somebody else might write one: a file to which every change is appended.
 
-``FILED_BREAKS`` names a clause for it to break.
+``FILED_BREAKS`` names a clause for it to break in each of some tests: ``test_limit=R4 test_other=F1``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ from persistence.backends.memory.savers import MemorySaver, _Memory, _Thread
 from persistence.serializer import make_serializer
 
 SERVER = persistence.ServerInfo("filed", "1")
-BREAKS = os.environ.get("FILED_BREAKS")
+BREAKS = dict(pair.split("=") for pair in os.environ.get("FILED_BREAKS", "").split())
+
+
+def breaks() -> str | None:
+    """The clause to break in the test that runs."""
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition("::")[2].partition("[")[0]
+    return BREAKS.get(test)
 
 
 class Journal(_Memory):
@@ -72,15 +78,15 @@ class FiledSaver(MemorySaver):
     def put_writes(
         self, config: Any, writes: Iterable[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        super().put_writes(config, writes, task_id, "" if BREAKS == "R8" else task_path)
+        super().put_writes(config, writes, task_id, "" if breaks() == "R8" else task_path)
 
     def list(self, config: Any, **kwargs: Any) -> Any:
-        if BREAKS == "R4":
+        if breaks() == "R4":
             kwargs["limit"] = None
         return super().list(config, **kwargs)
 
     def delete_thread(self, thread_id: str) -> None:
-        if BREAKS != "F1":
+        if breaks() != "F1":
             super().delete_thread(thread_id)
 
 
@@ -88,7 +94,7 @@ class FiledBackend:
     """One open file."""
 
     def __init__(self, path: Path, settings: persistence.Settings) -> None:
-        self.checkpointer = FiledSaver(path, None if BREAKS == "S1" else make_serializer(settings))
+        self.checkpointer = FiledSaver(path, None if breaks() == "S1" else make_serializer(settings))
 
     def store(self) -> BaseStore:
         raise NotImplementedError  # never called without Capability.STORE

@@ -44,25 +44,25 @@ def run_suite(
 
 @pytest.mark.timeout(600)
 def test_every_test_of_the_suite_passes_in_both_colours(tmp_path: Path) -> None:
-    outcomes = run_suite(tmp_path)
+    # The model is asked fewer questions here: what it finds in our own savers, tests/contract looks for.
+    outcomes = run_suite(tmp_path, FUZZ_STEPS="10")
     assert {key for key in outcomes if key[1] != "passed"} == set(), (tmp_path / "output").read_text()
     exported = {**vars(persistence.testing), **vars(persistence.testing.durable)}
     assert {name for name, _ in outcomes} == {name for name in exported if name.startswith("test_")}
     assert all(count >= 2 for count in outcomes.values())
 
 
-@pytest.mark.parametrize(
-    ("clause", "name"),
-    [
-        ("R4", "test_limit"),
-        ("R8", "test_pending_writes_come_in_order"),
-        ("F1", "test_delete_thread_deletes_all_of_it_and_nothing_else"),
-        ("S1", "test_no_value_is_stored_in_plaintext"),
-    ],
-)
-def test_what_breaks_a_clause_is_caught(tmp_path: Path, clause: str, name: str) -> None:
-    outcomes = run_suite(tmp_path, "-k", name, FILED_BREAKS=clause)
-    assert outcomes == {(name, "failure"): 2}  # which pass without FILED_BREAKS, as the test above shows
+def test_what_breaks_a_clause_is_caught(tmp_path: Path) -> None:
+    """Each test meets a backend that breaks one clause; the test above has shown that it passes otherwise."""
+    broken = {
+        "test_limit": "R4",
+        "test_pending_writes_come_in_order": "R8",
+        "test_delete_thread_deletes_all_of_it_and_nothing_else": "F1",
+        "test_no_value_is_stored_in_plaintext": "S1",
+    }
+    pairs = " ".join(f"{name}={clause}" for name, clause in broken.items())
+    outcomes = run_suite(tmp_path, "-k", " or ".join(broken), FILED_BREAKS=pairs)
+    assert outcomes == {(name, "failure"): 2 for name in broken}
 
 
 def test_suite_runs_on_a_postgres_of_ones_own(postgres_dsn: str, tmp_path: Path) -> None:
