@@ -3,9 +3,9 @@
 A program of a page, an example or a tool takes most of its time for the imports of others' packages.
 ``Warm`` makes a folder for the ``PATH`` with ``python`` and some console scripts. Each is a launcher that
 asks this process for a fork, which gets its arguments, folder, environment, umask and standard streams,
-and imports ``persistence`` itself. The launcher hands on signals and the exit code. To the program,
-``sys.executable`` is the launcher, so that what it starts is quick as well. A program that is to be killed
-by SIGKILL is started as usual: its launcher would be killed instead.
+and imports ``persistence`` itself. The launcher hands on signals and the exit code; when it is killed, so
+is the program, an instant later. To the program, ``sys.executable`` is the launcher, so that what it starts
+is quick as well.
 
 This module is also the program that is forked. It has one thread, so that its children lack nothing.
 """
@@ -16,6 +16,7 @@ import gc
 import marshal
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -62,7 +63,7 @@ MODULES = (
 LAUNCHER = """#!{python} -IS
 import _signal, _socket, marshal, os, sys
 name, first = os.path.basename(sys.argv[0]), sys.argv[1:2]
-if name == "python" and first[0].startswith("-") and first != ["-m"]:
+if name == "python" and first[0].startswith("-") and first[0] not in ("-c", "-m"):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 ended = {{_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM}}
 _signal.pthread_sigmask(_signal.SIG_BLOCK, ended)
@@ -128,7 +129,6 @@ def _serve(address: str) -> Request:
         launcher = listener.accept()[0]
         if os.fork() == 0:
             listener.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             return _guard(launcher)
         launcher.close()
 
@@ -144,9 +144,16 @@ def _guard(launcher: socket.socket) -> Request:
     length, streams, _, _ = socket.recv_fds(launcher, 8, 3)
     received = launcher.makefile("rb").read(int.from_bytes(length, "big"))
     request: Request = marshal.loads(received)  # noqa: S302 - of our own launcher
+    wakes, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(woken)
     if (child := os.fork()) == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
-        launcher.close()
+        for unused in (launcher.detach(), wakes, woken):
+            os.close(unused)
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
@@ -154,6 +161,10 @@ def _guard(launcher: socket.socket) -> Request:
     for number in (*streams, *range(3)):
         os.close(number)
     launcher.sendall(child.to_bytes(8, "big"))
+    ended, _, _ = select.select([launcher.fileno(), wakes], [], [])
+    if launcher.fileno() in ended:  # it says nothing more: it was killed
+        os.kill(child, signal.SIGKILL)
+        os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     launcher.sendall(code.to_bytes(8, "big", signed=True))
     os._exit(0)
@@ -173,7 +184,7 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], umas
         os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - a program of our own
     sys.executable = str(launcher.with_name("python"))
     sys.argv = arguments
-    sys.path[0] = folder if arguments[0] == "-m" else str(Path(arguments[0]).resolve().parent)
+    sys.path[0] = folder if arguments[0] in ("-c", "-m") else str(Path(arguments[0]).resolve().parent)
 
 
 def _for_imports(environment: Mapping[str, str]) -> dict[str, str]:
@@ -188,8 +199,12 @@ def _run() -> None:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         return
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    main.__file__ = sys.argv[0]
-    exec(compile(Path(sys.argv[0]).read_bytes(), sys.argv[0], "exec"), vars(main))  # noqa: S102
+    if sys.argv[0] == "-c":
+        source: str | bytes = sys.argv.pop(1)
+    else:
+        main.__file__ = sys.argv[0]
+        source = Path(sys.argv[0]).read_bytes()
+    exec(compile(source, sys.argv[0], "exec"), vars(main))  # noqa: S102
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,15 +17,16 @@ from langchain_core.messages import HumanMessage
 import persistence
 from examples import trip_planner
 from tests.support import ROOT, clean_environment
+from tests.warm import Warm
 
 
 @contextmanager
-def service(dsn: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
+def service(dsn: str, warm: Warm) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
     """The example behind uvicorn, as ``docker-compose.yml`` starts it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "examples.fastapi_chat:app", "--port", str(port)],
+        [warm.python, "-m", "uvicorn", "examples.fastapi_chat:app", "--port", str(port)],
         cwd=ROOT,
         env=clean_environment() | {"PERSISTENCE_DSN": dsn},
         stderr=subprocess.PIPE,
@@ -55,9 +55,9 @@ def _wait(client: httpx.Client, process: subprocess.Popen[str]) -> None:
             return
 
 
-def test_service(postgres_dsn: str) -> None:
+def test_service(postgres_dsn: str, warm: Warm) -> None:
     _cut_off("bob", postgres_dsn)
-    with service(postgres_dsn) as (client, process):
+    with service(postgres_dsn, warm) as (client, process):
         said = client.post("/threads/alice", json={"text": "3 nights in Lisbon"}).json()
         assert said["waiting_for_answer"] == ["3 nights in Lisbon cost 241.5. Book?"]
         assert client.get("/threads/alice").json() == said
@@ -96,30 +96,30 @@ def _streams(client: httpx.Client) -> None:
         assert told == conversation["messages"][-messages:]
 
 
-def example(name: str, dsn: str, *arguments: str) -> subprocess.Popen[str]:
+def example(warm: Warm, name: str, dsn: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, ROOT / "examples" / f"{name}.py", *arguments],
+        [warm.python, ROOT / "examples" / f"{name}.py", *arguments],
         env=clean_environment() | {"PERSISTENCE_DSN": dsn},
         stdout=subprocess.PIPE,
         text=True,
     )
 
 
-def test_script_goes_on_where_it_ended(tmp_path: Path) -> None:
+def test_script_goes_on_where_it_ended(tmp_path: Path, warm: Warm) -> None:
     dsn = f"sqlite:///{tmp_path}/chat.db"
     for output in (
         ["That was message 1 of ours.", "1 runs so far; the last began with 0 messages."],
         ["That was message 3 of ours.", "2 runs so far; the last began with 2 messages."],
     ):
-        assert example("script", dsn).communicate(timeout=60)[0].splitlines() == output
+        assert example(warm, "script", dsn).communicate(timeout=60)[0].splitlines() == output
 
 
-def test_worker_goes_on_in_the_middle_of_a_job(postgres_dsn: str, tmp_path: Path) -> None:
+def test_worker_goes_on_in_the_middle_of_a_job(postgres_dsn: str, tmp_path: Path, warm: Warm) -> None:
     (tmp_path / "long.txt").write_text("\n".join(map(str, range(120))))
     (tmp_path / "over.txt").write_text("1")
     (tmp_path / "over.out").write_text("1.0\n")
     (tmp_path / "short.txt").write_text("1.5\n2")
-    with persistence.open(postgres_dsn) as db, example("worker", postgres_dsn, str(tmp_path)) as first:
+    with persistence.open(postgres_dsn) as db, example(warm, "worker", postgres_dsn, str(tmp_path)) as first:
         assert db.checkpointer is not None
         until = time.monotonic() + 60
         while len(list(db.checkpointer.list({"configurable": {"thread_id": "long"}}, limit=5))) < 5:
@@ -127,7 +127,7 @@ def test_worker_goes_on_in_the_middle_of_a_job(postgres_dsn: str, tmp_path: Path
         first.kill()
         first.wait(timeout=60)
         assert not (tmp_path / "long.out").exists()
-        output, _ = example("worker", postgres_dsn, str(tmp_path)).communicate(timeout=120)
+        output, _ = example(warm, "worker", postgres_dsn, str(tmp_path)).communicate(timeout=120)
         begun, *rest = output.splitlines()
         done = re.fullmatch(r"long: (\d+) of 120 lines are done already", begun)
         assert done is not None and 0 < int(done[1]) < 120, output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,12 @@ import pytest
 import persistence
 from tests.docs.pages import DOCS, blocks, commands
 from tests.support import ROOT, Result, clean_environment
+from tests.warm import Warm
 
 
-def verify(*arguments: str, folder: Path) -> Result:
+def verify(warm: Warm, *arguments: str, folder: Path) -> Result:
     return subprocess.run(
-        [sys.executable, ROOT / "tools" / "verify_persistence.py", *arguments],
+        [warm.python, ROOT / "tools" / "verify_persistence.py", *arguments],
         cwd=folder,
         env=clean_environment(),
         capture_output=True,
@@ -26,9 +26,9 @@ def verify(*arguments: str, folder: Path) -> Result:
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgres"])
-def test_a_database_is_verified(backend: str, postgres_dsn: str, tmp_path: Path) -> None:
+def test_a_database_is_verified(backend: str, postgres_dsn: str, tmp_path: Path, warm: Warm) -> None:
     dsn = {"sqlite": "sqlite:///chat.db", "postgres": postgres_dsn}[backend]
-    result = verify("--dsn", dsn, folder=tmp_path)
+    result = verify(warm, "--dsn", dsn, folder=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     (page,) = (block for block in blocks(DOCS / "deployment.md") if "verify_persistence" in block.text)
     (promised,) = commands(page)
@@ -41,8 +41,8 @@ def test_a_database_is_verified(backend: str, postgres_dsn: str, tmp_path: Path)
         assert list(db.checkpointer.list(None)) == []
 
 
-def test_memory_is_found_out(tmp_path: Path) -> None:
-    result = verify("--dsn", "memory://", "--json", folder=tmp_path)
+def test_memory_is_found_out(tmp_path: Path, warm: Warm) -> None:
+    result = verify(warm, "--dsn", "memory://", "--json", folder=tmp_path)
     assert result.returncode == 1, result
     report = json.loads(result.stdout)
     assert report["ok"] is False
