@@ -35,6 +35,7 @@ from persistence.transfer.engine import (
 from persistence.transfer.included import included, left_out
 from persistence.transfer.options import THREADS, Options, Part
 from persistence.transfer.preflight import Findings, ItemFindings
+from persistence.transfer.recording import recorded
 from persistence.transfer.records import Source
 from persistence.transfer.removal import Later, Undone, find_run
 from persistence.transfer.removal import undo as undo_run
@@ -320,13 +321,14 @@ def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, 
         Spool() as spool,
         StoreMove(source, options, clock) as store,
         Crew(workers) as crew,
+        recorded(source, crew.lend) as recording,
     ):
         refuse_itself(source, sink)
         rejects: Iterable[SetAside] = ()
         if options.on_reject == "set-aside":
             unfit = Rejects.of(source, sink.preflight(), clock)
             source, rejects = unfit.accepted(), unfit.rows()
-        found = scan(source, spool, clock, sink.preflight(), crew=crew)
+        found = scan(source, spool, clock, sink.preflight(), crew=crew, recording=recording)
         conflict = store.join(found, sink.store().preflight(), sink=sink)
         if options.on_conflict == "error":
             refuse_strangers(source, sink, spool)
@@ -336,7 +338,7 @@ def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, 
         schema.setup(provider)
         with sink.exclusive():
             refuse_followed(sink, found, spool)
-            copied = copy(source, sink, found, spool, clock, options, rejects, crew)
+            copied = copy(source, sink, found, spool, clock, options, rejects, crew, recording)
             if not copied.already_done:
                 copied.written += store.copy(sink, copied.run_id)
                 if verify:

@@ -35,6 +35,7 @@ class ArchiveSource:
 
     database = None
     divisible = False
+    encrypted = False
 
     def __init__(
         self, folder: Path, manifest: fmt.Manifest | None = None, *, allow_pickle: bool = True

@@ -64,7 +64,7 @@ class ArchiveWriter:
                 self._folder.rmdir()
         os.close(self._lock)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, text: bytes | None = None) -> None:
         """Append a record; records come in the order of ``persistence.transfer.records``."""
         frame: fmt.Frame
         match record:

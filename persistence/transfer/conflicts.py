@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain, groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -81,24 +81,20 @@ def merged(
 class Present:
     """Leaves out the rows of merged threads that the target has: all equal, as :func:`decide` found."""
 
-    def __init__(self, sink: Sink, merges: Collection[str]) -> None:
+    def __init__(self, sink: Sink, merges: Collection[str], before: Callable[[], None]) -> None:
         self._sink = sink
+        self._before = before  # the target is read: a SQLite one cannot be while it is written to
         self._merges = merges
         self._thread: str | None = None
         self._keys: set[Key] = set()
 
-    def without(
-        self, records: Sequence[Value | Checkpoint | Write], lines: Sequence[bytes]
-    ) -> list[tuple[Value | Checkpoint | Write, bytes]]:
-        """The records that are to be inserted, with their lines."""
-        pairs = zip(records, lines, strict=True)
-        return [pair for pair in pairs if not (self._merges and self._has(pair[0]))]
-
-    def _has(self, record: Value | Checkpoint | Write) -> bool:
+    def has(self, record: Value | Checkpoint | Write) -> bool:
+        """Whether the target has a record, whose thread is merged."""
         if record.thread_id not in self._merges:
             return False
         if record.thread_id != self._thread:
             self._thread = record.thread_id
+            self._before()
             with self._sink.source() as target:
                 self._keys = set(map(key_of, _rows(target, self._sink, record.thread_id)))
         return key_of(record) in self._keys

@@ -10,21 +10,24 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, groupby
 from typing import Any
 
 from persistence.errors import TransferError
 from persistence.transfer.conflicts import Present
 from persistence.transfer.digest import line
-from persistence.transfer.keys import pack
+from persistence.transfer.keys import mark_of, pack, plain_key
 from persistence.transfer.ledger import Action, LedgerEntry, Run
-from persistence.transfer.records import Batch, Checkpoint, Record, Reject, Sink, Source, Value, Write
+from persistence.transfer.recording import PART_BYTES, Part, Recording
+from persistence.transfer.records import Batch, Checkpoint, Record, Reject, Sink, Source, Value
 from persistence.transfer.report import content_bytes, counted
-from persistence.transfer.spool import Spool
+from persistence.transfer.spool import Entry, Spool
 from persistence.transfer.workers import Open, OpenSink, Tell, Telling
 
 _NAP = 0.02
@@ -82,27 +85,28 @@ class Segment:
     first_batch: int
     """The number of its first batch. Not every number is used: how many batches there are at most is known
     beforehand, not how many there will be."""
-    threads: list[str]
+    entries: list[Entry]
+    """Its threads."""
 
 
 def segments(spool: Spool, limits: Limits) -> Iterator[Segment]:
     """Cut the threads of a scan into segments."""
-    threads: list[str] = []
+    entries: list[Entry] = []
     number = count = references = size = repeated = 0
     for entry in spool.entries():
-        threads.append(entry.thread.thread_id)
+        entries.append(entry)
         count += entry.records
         references += entry.references
         size += entry.bytes
         repeated += entry.bytes_referenced
         full = max(count // limits.records, size // limits.bytes)
         if limits.segment_batches is not None and full >= limits.segment_batches:
-            yield Segment(number, threads)
+            yield Segment(number, entries)
             # Each batch but the last has the records or the bytes of a full one.
             number += (count + references) // limits.records + (size + repeated) // limits.bytes + 1
-            threads, count, references, size, repeated = [], 0, 0, 0, 0
-    if threads:
-        yield Segment(number, threads)
+            entries, count, references, size, repeated = [], 0, 0, 0, 0
+    if entries:
+        yield Segment(number, entries)
 
 
 def of_segments(
@@ -119,7 +123,7 @@ def of_segments(
             ahead = next(stream, None)
 
     for segment in cut:
-        yield segment, take(segment.threads[-1])
+        yield segment, take(segment.entries[-1].thread.thread_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,7 @@ class Moving:
     source: Open
     sink: OpenSink
     task: Task
+    recording: Recording | None = None
     meanwhile: Callable[[], None] | None = None
     """Called now and then while a batch is written."""
 
@@ -141,19 +146,49 @@ class Moving:
             self.sink() as sink,
             Writer(sink, self.task, self.meanwhile) as writer,
         ):
-            yield partial(_move, source, sink, writer, skipped)
+            yield partial(_move, source, self.recording, writer, skipped)
 
 
 def _move(
-    source: Source, sink: Sink, writer: Writer, skipped: Collection[str], segment: Segment, tell: Tell
+    source: Source,
+    recording: Recording | None,
+    writer: Writer,
+    skipped: Collection[str],
+    segment: Segment,
+    tell: Tell,
 ) -> int:
     counts, before = Telling(tell), writer.written
-    records = source.records([thread for thread in segment.threads if thread not in skipped])
-    with closing(sink.placed(counted(records, counts))) as placed:
-        for batch in writer.batches(placed, segment):
+    chosen = [entry for entry in segment.entries if entry.thread.thread_id not in skipped]
+    with closing(_parts(source, recording, writer, chosen, counts)) as parts:
+        for batch in writer.batches(parts, segment):
             writer.add(batch)
             counts.tell()
     return writer.written - before
+
+
+def _parts(
+    source: Source, recording: Recording | None, writer: Writer, entries: Iterable[Entry], counts: Telling
+) -> Generator[tuple[str, Part]]:
+    """What is written of threads: as it was recorded, or else read again."""
+
+    def is_recorded(entry: Entry) -> bool:
+        return entry.places is not None and entry.thread.thread_id not in writer.merges
+
+    for so, some in groupby(entries, is_recorded):
+        if recording is None or not so:
+            records = source.records([entry.thread.thread_id for entry in some])
+            with closing(writer.placed(counted(records, counts))) as placed:
+                yield from writer.parts(placed)
+            continue
+        for entry in some:
+            for part in recording.parts(entry.places or ()):
+                yield entry.thread.thread_id, part
+                counts.totals.checkpoints += part.kinds.count("c")
+                counts.totals.bytes += sum(part.sizes)
+            counts.totals.writes += entry.thread.writes
+            counts.totals.values += entry.records - entry.thread.checkpoints - entry.thread.writes
+            counts.totals.values_referenced += entry.references
+            counts.totals.bytes_referenced += entry.bytes_referenced
 
 
 class Writer:
@@ -165,8 +200,8 @@ class Writer:
         self._sink = sink
         self._task = task
         self._replaces = set(task.having("replace"))
-        self._merges = frozenset(task.having("merge"))
-        self._present = Present(sink, self._merges)
+        self.merges = frozenset(task.having("merge"))
+        self._present = Present(sink, self.merges, self.flush)
         self._throttle = Throttle(task.max_mbps)
         self._thread = ThreadPoolExecutor(1, "persistence-transfer")
         self._pending: Future[None] | None = None
@@ -181,28 +216,51 @@ class Writer:
         finally:
             self._thread.shutdown()
 
-    def batches(self, records: Iterable[Record], segment: Segment) -> Iterator[Batch]:
-        """Cut the records of a segment.
+    def placed(self, records: Iterable[Record]) -> Generator[Record]:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return self._sink.placed(records)
+
+    def parts(self, records: Iterable[Record]) -> Iterator[tuple[str, Part]]:
+        """What is written of placed records, some of one thread at a time, each with its thread.
 
         Raises:
             TransferError: There is a row that was not there before.
         """
-        limits = self._task.limits
-        batch: list[Value | Checkpoint | Write] = []
-        size = repeated = 0
-        number = segment.first_batch
+        sink, part, thread, size = self._sink, Part(), "", 0
         for record in records:
             if isinstance(record, Reject):
                 raise TransferError("the source changed while it was read")
-            batch.append(record)
-            size += content_bytes(record)
-            if self._sink.repeats_values and isinstance(record, Checkpoint):
-                repeated += sum(ref.size for ref in record.values if ref.data is None)
-            if len(batch) >= limits.records or size + repeated >= limits.bytes:
-                yield self._batch(number, batch, size)
-                batch, size, repeated, number = [], 0, 0, number + 1
-        if batch:
-            yield self._batch(number, batch, size)
+            if part.kinds and (record.thread_id != thread or size >= PART_BYTES):
+                yield thread, part
+                part, size = Part(), 0
+            thread = record.thread_id
+            there, content = self._present.has(record), content_bytes(record)
+            row, weight, key = None if there else sink.row(record), content, plain_key(record)
+            noted = not there and not (sink.repeats_values and isinstance(record, Value))
+            if sink.repeats_values and isinstance(record, Checkpoint):
+                weight += sum(ref.size for ref in record.values if ref.data is None)
+            part.add(key[0], key if noted else None, content, weight, line(record), row)
+            size += content
+        if part.kinds:
+            yield thread, part
+
+    def batches(self, parts: Iterable[tuple[str, Part]], segment: Segment) -> Iterator[Batch]:
+        """Cut what is written of a segment."""
+        limits = self._task.limits
+        batch, number = _Cut(), segment.first_batch
+        for thread, part in parts:
+            ends = list(accumulate(part.weights, initial=0))
+            start = 0
+            while start < len(part.kinds):
+                full = bisect_left(ends, ends[start] + limits.bytes - batch.weight, start + 1)
+                stop = min(full, start + limits.records - len(batch.kinds), len(part.kinds))
+                batch.take(thread, part, start, stop, ends[stop] - ends[start])
+                start = stop
+                if len(batch.kinds) >= limits.records or batch.weight >= limits.bytes:
+                    yield self._batch(number, batch)
+                    batch, number = _Cut(), number + 1
+        if batch.kinds:
+            yield self._batch(number, batch)
 
     def add(self, batch: Batch) -> None:
         """Write a batch once the one before it is committed, unless an interrupted run has committed it.
@@ -233,30 +291,49 @@ class Writer:
                 self._meanwhile()
             pending.result()
 
-    def _batch(self, number: int, records: list[Value | Checkpoint | Write], size: int) -> Batch:
-        lines = [line(record) for record in records]
-        digest = hashlib.sha256(b"".join(lines))
-        counts = {
-            kind: sum(isinstance(record, kind) for record in records) for kind in (Checkpoint, Write, Value)
-        }
+    def _batch(self, number: int, batch: _Cut) -> Batch:
         entry = LedgerEntry(
             run_id=self._task.run_id,
             number=number,
-            thread_id=records[0].thread_id,
-            digest=digest.hexdigest(),
-            checkpoints=counts[Checkpoint],
-            writes=counts[Write],
-            values=counts[Value],
-            bytes=size,
+            thread_id=batch.keys[0][0],
+            digest=batch.digest.hexdigest(),
+            checkpoints=batch.kinds.count("c"),
+            writes=batch.kinds.count("w"),
+            values=batch.kinds.count("v"),
+            bytes=batch.size,
         )
         # A thread is replaced with the first of its batches, and what the next ones add stays.
-        begun = self._replaces.intersection(record.thread_id for record in records)
+        begun = self._replaces.intersection(thread for thread, _ in batch.keys)
         self._replaces -= begun
-        if self._merges:
-            self.flush()  # a SQLite target cannot be read while it is written to
-        inserted = self._present.without(records, lines)
-        rows = [pair for pair in inserted if not (self._sink.repeats_values and isinstance(pair[0], Value))]
-        return Batch(entry.number, [record for record, _ in inserted], entry, pack(rows), sorted(begun))
+        keys = pack([(thread, some) for thread, some in batch.keys if some])
+        return Batch(number, batch.rows, entry, keys, sorted(begun))
+
+
+class _Cut:
+    """What was cut off for a batch so far."""
+
+    def __init__(self) -> None:
+        self.kinds = ""
+        self.size = self.weight = 0
+        self.digest = hashlib.sha256()
+        self.rows: list[tuple[str, Any]] = []
+        self.keys: list[tuple[str, list[tuple[Any, bytes]]]] = []
+        """Of each thread."""
+
+    def take(self, thread: str, part: Part, start: int, stop: int, weight: int) -> None:
+        """Some records of a thread."""
+        kinds = part.kinds[start:stop]
+        self.kinds += kinds
+        self.size += sum(part.sizes[start:stop])
+        self.weight += weight
+        lines = part.lines[start:stop]
+        self.digest.update(b"".join(lines))
+        rows = zip(kinds, part.rows[start:stop], strict=True)
+        self.rows += [row for row in rows if row[1] is not None]
+        if not self.keys or self.keys[-1][0] != thread:
+            self.keys.append((thread, []))
+        keys = zip(part.keys[start:stop], lines, strict=True)
+        self.keys[-1][1].extend((key, mark_of(text)) for key, text in keys if key is not None)
 
 
 class Throttle:

@@ -43,6 +43,8 @@ class Digester:
         self._thread: str | None = None
         self._hash = hashlib.sha256()
         self._checkpoints = self._writes = 0
+        self.text: bytes | None = None
+        """The line of the last record; a value has none in the digest."""
 
     def see(self, record: Record) -> ThreadDigest | None:
         """Take one record; gives the finished digest of the thread before it, if one ended."""
@@ -52,12 +54,15 @@ class Digester:
             self._thread = record.thread_id
             self._hash = hashlib.sha256()
             self._checkpoints = self._writes = 0
+        self.text = None
         if isinstance(record, Checkpoint):
             self._checkpoints += 1
-            self._hash.update(line(record))
+            self.text = line(record)
+            self._hash.update(self.text)
         elif isinstance(record, Write):
             self._writes += 1
-            self._hash.update(line(record))
+            self.text = line(record)
+            self._hash.update(self.text)
         return ended
 
     def end(self) -> ThreadDigest | None:

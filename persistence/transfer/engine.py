@@ -28,6 +28,7 @@ from persistence.transfer.ledger import Action, Ledger, Run, SetAside
 from persistence.transfer.options import Options
 from persistence.transfer.preflight import RefusedError
 from persistence.transfer.reading import Copyist, Pieces, digest_by, divided, read, read_by
+from persistence.transfer.recording import Recording, recorder
 from persistence.transfer.records import (
     Preflight,
     Problem,
@@ -132,13 +133,14 @@ def scan(
     preflight: Preflight,
     copyist: Copyist | None = None,
     crew: Crew = ALONE,
+    recording: Recording | None = None,
 ) -> Scan:
     """Read everything once: each thread's digest goes into ``spool``.
 
     Raises:
         RefusedError: There are rows that the target cannot hold.
     """
-    found = look(source, spool, clock, preflight, copyist, crew)
+    found = look(source, spool, clock, preflight, copyist, crew, recording)
     if found.problems:
         raise RefusedError(source.label, found.problems)
     return found
@@ -151,14 +153,16 @@ def look(
     preflight: Preflight,
     copyist: Copyist | None = None,
     crew: Crew = ALONE,
+    recording: Recording | None = None,
 ) -> Scan:
     """As :func:`scan`, but what the target cannot hold is in the result."""
     with clock.phase("read"):
         meter = Meter(clock, "read", source.count())
         fingerprint, survey = Fingerprint(), Survey()
         if copyist is None and crew.count > 1 and (opens := divided(source)) is not None:
-            entries = read_by(crew, source, opens, preflight, survey, meter.add)
+            entries = read_by(crew, source, opens, preflight, survey, meter.add, recording)
         else:
+            copyist = copyist or recorder(recording, preflight)
             entries = read(source.records(), meter, preflight, survey, copyist)
         for entry in entries:
             spool.add(entry)
@@ -204,6 +208,7 @@ def copy(
     options: Options,
     rejects: Iterable[SetAside] = (),
     crew: Crew = ALONE,
+    recording: Recording | None = None,
 ) -> Copied:
     """Write everything, or what an interrupted run left to do.
 
@@ -225,7 +230,7 @@ def copy(
         return copied
     with clock.phase("write"):
         meter = Meter(clock, "write", found.totals.checkpoints)
-        copied.written = _write(source, sink, run, copied, committed, spool, meter, options, crew)
+        copied.written = _write(source, sink, run, copied, committed, spool, meter, options, crew, recording)
         if copied.having("skip"):
             copied.totals = meter.totals
             copied.totals.threads = found.totals.threads - len(copied.having("skip"))
@@ -243,6 +248,7 @@ def _write(
     meter: Meter,
     options: Options,
     crew: Crew,
+    recording: Recording | None,
 ) -> int:
     """Write what is not committed, by workers or alone; gives the number of batches."""
     task = Task(run.run_id, Limits.of(run), copied.actions, committed, options.max_mbps)
@@ -250,16 +256,19 @@ def _write(
     opens, opens_sink = (shared(source), shared_sink(sink)) if crew.count > 1 else (None, None)
     if opens is not None and opens_sink is not None and (crew.asked or source.divisible):
         task = replace(task, max_mbps=task.max_mbps and task.max_mbps / crew.count)
-        here = Moving(itself(source), itself(sink), task, crew.attend)
-        elsewhere = Moving(opens, opens_sink, task)
+        here = Moving(itself(source), itself(sink), task, recording, crew.attend)
+        elsewhere = Moving(opens, opens_sink, task, recording)
         return sum(done.result for done in crew.each(here, elsewhere, cut, meter.add))
     if crew.count > 1 and crew.asked:
         alone = source if opens is None else sink
         logger.warning("%s can be used by one process at a time: there is one worker", alone.label)
+    if recording is not None:
+        here = Moving(itself(source), itself(sink), task, recording)
+        return sum(done.result for done in ALONE.each(here, None, cut, meter.add))
     placed = sink.placed(counted(copied.moved(source).records(), meter))
     with closing(placed) as records, Writer(sink, task) as writer:
         for segment, some in of_segments(records, cut):
-            for batch in writer.batches(some, segment):
+            for batch in writer.batches(writer.parts(some), segment):
                 writer.add(batch)
                 meter.tell()
     return writer.written

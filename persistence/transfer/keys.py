@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import zstandard
@@ -31,6 +31,11 @@ class Key(NamedTuple):
     idx: int = 0
 
 
+def kind_of(record: Value | Checkpoint | Write) -> Literal["c", "w", "v"]:
+    """The kind that a record's key names."""
+    return _KINDS[type(record)]
+
+
 def key_of(record: Value | Checkpoint | Write) -> Key:
     """What identifies a record within its thread."""
     match record:
@@ -40,6 +45,9 @@ def key_of(record: Value | Checkpoint | Write) -> Key:
             return Key("w", record.checkpoint_ns, record.checkpoint_id, record.task_id, record.idx)
         case Value():
             return Key("v", record.checkpoint_ns, record.channel, record.version)
+
+
+_KINDS: Mapping[type, Literal["c", "w", "v"]] = {Checkpoint: "c", Write: "w", Value: "v"}
 
 
 def mark_of(line_of_record: bytes) -> bytes:
@@ -61,26 +69,21 @@ def values_of(checkpoint: Checkpoint) -> Iterator[Value]:
 
 _Packed = list[tuple[str, list[tuple[Key, bytes]]]]
 _decoder = msgspec.msgpack.Decoder(_Packed)
+_encode = msgspec.msgpack.Encoder().encode
 
 
-def pack(records: Iterable[tuple[Value | Checkpoint | Write, bytes]]) -> bytes:
-    """The keys and marks of sorted records, compressed; each record comes with its line."""
-    packed: list[tuple[str, list[tuple[tuple[object, ...], bytes]]]] = []
-    current = None
-    for record, text in records:
-        if record.thread_id != current:
-            rows: list[tuple[tuple[object, ...], bytes]] = []
-            packed.append((current := record.thread_id, rows))
-        # What key_of() gives, without making a Key of it.
-        match record:
-            case Write():
-                key: tuple[object, ...] = ("w", *record[1:5])
-            case Checkpoint():
-                key = ("c", *record[1:3], "", 0)
-            case Value():
-                key = ("v", *record[1:4], 0)
-        rows.append((key, mark_of(text)))
-    return zstandard.compress(msgspec.msgpack.encode(packed))
+def plain_key(record: Value | Checkpoint | Write) -> tuple[Any, ...]:
+    """What :func:`key_of` gives, without making a :class:`Key` of it."""
+    if isinstance(record, Write):
+        return ("w", *record[1:5])
+    if isinstance(record, Checkpoint):
+        return ("c", *record[1:3], "", 0)
+    return ("v", *record[1:4], 0)
+
+
+def pack(threads: Sequence[tuple[str, Sequence[tuple[Any, bytes]]]]) -> bytes:
+    """Plain keys, encoded or not, and marks of sorted threads, compressed."""
+    return zstandard.compress(_encode(threads))
 
 
 _part_decoder = msgspec.msgpack.Decoder(list[tuple[Key, bytes]])

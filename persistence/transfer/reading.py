@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from persistence.transfer.digest import Digester, ThreadDigest, digests
+from persistence.transfer.recording import Place, Recording, recorder
 from persistence.transfer.records import Preflight, Record, Source
 from persistence.transfer.report import Counts, counted
 from persistence.transfer.spool import Entry
@@ -35,11 +36,11 @@ _SLOW = 3.0
 class Copyist(Protocol):
     """Takes what a scan reads: an archive being written."""
 
-    def add(self, record: Record) -> None:
-        """The next record."""
+    def add(self, record: Record, text: bytes | None) -> None:
+        """The next record, and its line in the digest."""
 
-    def end_thread(self, digest: ThreadDigest) -> None:
-        """The thread of the records before is complete."""
+    def end_thread(self, digest: ThreadDigest) -> list[Place] | None:
+        """The thread of the records before is complete; gives where it can be read again."""
 
 
 def read(
@@ -57,8 +58,7 @@ def read(
         if thread is None:
             return
         preflight.end_thread()
-        if copyist is not None:
-            copyist.end_thread(thread)
+        places = copyist.end_thread(thread) if copyist is not None else None
         now = replace(counts.totals)
         yield Entry(
             thread,
@@ -66,6 +66,7 @@ def read(
             now.values_referenced - before.values_referenced,
             now.bytes - before.bytes,
             now.bytes_referenced - before.bytes_referenced,
+            places,
         )
         before = now
 
@@ -76,7 +77,7 @@ def read(
         preflight.see(record)
         survey.see(record)
         if copyist is not None:
-            copyist.add(record)
+            copyist.add(record, digester.text)
     yield from end(digester.end())
     survey.end()
 
@@ -117,6 +118,8 @@ class Looking:
     source: Open
     preflight: Preflight
     """One that has seen nothing."""
+    recording: Recording | None = None
+    """Where to keep what it will be written as."""
 
     @contextmanager
     def begun(self) -> Iterator[Callable[[Sequence[str], Tell], Seen]]:
@@ -126,7 +129,8 @@ class Looking:
 
     def _look(self, source: Source, threads: Sequence[str], tell: Tell) -> Seen:
         counts, preflight, survey = Telling(tell), deepcopy(self.preflight), Survey()
-        entries = list(read(source.records(threads), counts, preflight, survey))
+        copyist = recorder(self.recording, preflight)
+        entries = list(read(source.records(threads), counts, preflight, survey, copyist))
         counts.tell()
         return Seen(entries, preflight, survey)
 
@@ -139,11 +143,17 @@ def divided(*sources: Source) -> list[Open] | None:
 
 
 def read_by(
-    crew: Crew, source: Source, opens: Sequence[Open], preflight: Preflight, survey: Survey, told: Tell
+    crew: Crew,
+    source: Source,
+    opens: Sequence[Open],
+    preflight: Preflight,
+    survey: Survey,
+    told: Tell,
+    recording: Recording | None = None,
 ) -> Iterator[Entry]:
     """As :func:`read`, of a whole source by several processes."""
     pieces, blank = Pieces(source.threads(), source), deepcopy(preflight)
-    here, elsewhere = Looking(itself(source), blank), Looking(opens[0], blank)
+    here, elsewhere = (Looking(opened, blank, recording) for opened in (itself(source), opens[0]))
     for done in crew.each(here, elsewhere, pieces, told):
         pieces.took(done.piece, done.seconds)
         preflight.merge(done.result.preflight)

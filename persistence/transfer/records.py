@@ -107,7 +107,8 @@ class Batch:
     """Records that are written together, in one transaction."""
 
     number: int
-    records: Sequence[Value | Checkpoint | Write]
+    rows: Sequence[tuple[str, Any]]
+    """What :meth:`Sink.row` made of each, with its kind; see :class:`persistence.transfer.keys.Key`."""
     entry: LedgerEntry
     keys: bytes
     """What it inserts, for the ledger; see :mod:`persistence.transfer.keys`."""
@@ -133,6 +134,10 @@ class Source(Protocol):
     @property
     def divisible(self) -> bool:
         """Whether reading some threads takes their share of the time: an archive is read by whole parts."""
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether there is a key, so that what it reads is not to be stored elsewhere as it is."""
 
     @property
     def database(self) -> str | None:
@@ -251,6 +256,9 @@ class Sink(Protocol):
 
         A value that a row of its own holds is a :class:`Value`, and one in a checkpoint's row is with it.
         """
+
+    def row(self, record: Value | Checkpoint | Write) -> Any:
+        """What is written of a record that :meth:`placed` gave."""
 
     def skip(self, batch: Batch) -> None:
         """See a batch that an interrupted run has committed: later ones may refer to its values."""

@@ -203,6 +203,9 @@ class Report:
 def content_bytes(record: Value | Checkpoint | Write) -> int:
     """How many bytes of content a record carries."""
     if isinstance(record, Checkpoint):
-        inline = sum(len(ref.data) for ref in record.values if ref.data is not None)
-        return len(record.body) + len(record.metadata) + inline
+        size = len(record.body) + len(record.metadata)
+        for _, _, _, _, data, of_value, _ in record.values:
+            if data is not None:
+                size += of_value
+        return size
     return len(record.data or b"")

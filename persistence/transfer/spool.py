@@ -25,9 +25,12 @@ class Entry(NamedTuple):
     """Content, each value once per version."""
     bytes_referenced: int
     """Content with the copies that checkpoints in SQLite have."""
+    places: list[tuple[int, int]] | None = None
+    """Where it was recorded, if it was; see :mod:`persistence.transfer.recording`."""
 
 
-_decoder = msgspec.msgpack.Decoder(tuple[tuple[str, bytes, int, int], int, int, int, int])
+_Encoded = tuple[tuple[str, bytes, int, int], int, int, int, int, list[tuple[int, int]] | None]
+_decoder = msgspec.msgpack.Decoder(_Encoded)
 
 
 class Spool:
@@ -56,8 +59,8 @@ class Spool:
         """All of them."""
         self._file.seek(0)
         while head := self._file.read(4):
-            thread, *sizes = _decoder.decode(self._file.read(int.from_bytes(head)))
-            yield Entry(ThreadDigest(*thread), *sizes)
+            thread, *others = _decoder.decode(self._file.read(int.from_bytes(head)))
+            yield Entry(ThreadDigest(*thread), *others)
 
     def chunks(self, size: int) -> Iterator[list[ThreadDigest]]:
         """The digests, some at a time."""

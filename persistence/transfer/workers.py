@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
@@ -154,6 +154,7 @@ class Crew:
         self.asked = asked
         self.count = sensible(asked)
         self._patience = 0.0 if asked is not None else _PATIENCE
+        self._lent: list[int] = []
         self._stack = ExitStack()
         self._others: list[Connection] = []
         self._round: _Round[Any, Any] | None = None
@@ -165,6 +166,10 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         self._others.clear()
         self._stack.close()
+
+    def lend(self, fd: int) -> None:
+        """Have the others get a file that is open here, under the same number."""
+        self._lent.append(fd)
 
     def each(
         self, here: Job[P, R], elsewhere: Job[P, R] | None, pieces: Iterable[P], told: Tell
@@ -192,7 +197,8 @@ class Crew:
         def tell(some: Totals) -> None:
             told(some)
             if not self._others and time.monotonic() >= due:
-                self._others += [self._stack.enter_context(_worker()) for _ in range(self.count - 1)]
+                others = (_worker(self._lent) for _ in range(self.count - 1))
+                self._others += map(self._stack.enter_context, others)
                 work.join(self._others)
             self.attend()
 
@@ -338,7 +344,7 @@ def _living() -> Iterator[None]:
 
 
 @contextmanager
-def _worker() -> Iterator[Connection]:
+def _worker(lent: Sequence[int]) -> Iterator[Connection]:
     """A running worker; its input is the line that tells it whether this process lives."""
     ours, theirs = socket.socketpair()
     with theirs:
@@ -346,7 +352,7 @@ def _worker() -> Iterator[Connection]:
             [sys.executable, "-c", _PROGRAM.format(path=sys.path), str(theirs.fileno())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *lent],
         )
     with Connection(ours.detach()) as connection:
         try:

@@ -26,6 +26,11 @@ class Wrapped:
         return self._source.divisible
 
     @property
+    def encrypted(self) -> bool:
+        """The source's."""
+        return self._source.encrypted
+
+    @property
     def database(self) -> str | None:
         """The source's."""
         return self._source.database

@@ -283,9 +283,9 @@ def test_nobody_is_started_for_little(clean: Path, monkeypatch: pytest.MonkeyPat
     started: list[int] = []
     worker = workers._worker
 
-    def traced() -> Any:
+    def traced(lent: Sequence[int]) -> Any:
         started.append(1)
-        return worker()
+        return worker(lent)
 
     monkeypatch.setattr(workers, "_worker", traced)
     monkeypatch.setattr(workers, "_PATIENCE", 60.0)

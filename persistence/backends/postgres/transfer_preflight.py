@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from persistence.backends.postgres.transfer_rows import Rows
 from persistence.backends.postgres.transfer_versions import Versions, is_marked
 from persistence.transfer.canonical import decode_json, has_nul
 from persistence.transfer.preflight import Findings
@@ -22,11 +23,18 @@ class PostgresPreflight(Findings):
     """Looks at every record of a transfer; see :class:`persistence.transfer.records.Preflight`.
 
     Of several values under one version it finds which becomes the blob, for the sink to go by.
+
+    Args:
+        versions: What finds it.
+        rows: Make the rows of threads in which there was nothing to find; ``None`` where that cannot be done.
     """
 
-    def __init__(self, versions: Versions) -> None:
+    def __init__(self, versions: Versions, rows: Rows | None = None) -> None:
         super().__init__()
         self._versions = versions
+        self._rows = rows
+        self.finishes = rows is not None
+        self._as_it_came = self.as_it_came = True
         self._place: tuple[str, str] | None = None
         # Checkpoints that could be too large, if their values had to stand in the row.
         self._large: list[Checkpoint] = []
@@ -82,6 +90,11 @@ class PostgresPreflight(Findings):
     def end_thread(self) -> None:
         """See :class:`persistence.transfer.records.Preflight`."""
         self._end()
+        self.as_it_came, self._as_it_came = self._as_it_came, True
+
+    def row(self, record: Value | Checkpoint | Write) -> bytes | None:
+        """See :class:`persistence.transfer.recording.Finishing`."""
+        return None if self._rows is None else self._rows.row(record)
 
     def merge(self, other: Findings) -> None:
         """See :class:`persistence.transfer.records.Preflight`; what became the blobs, too."""
@@ -108,6 +121,7 @@ class PostgresPreflight(Findings):
             if len(record.body) + sum(map(_marker_bytes, marked)) > _JSON_BYTES:
                 self.note("the values that the checkpoint's row must hold are too large for JSONB", record)
         self._large.clear()
+        self._as_it_came = self._as_it_came and self._versions.as_it_came(self._place)
         self._place = None
 
     def _text(self, record: Record, *key: str, also: tuple[str, ...] = ()) -> None:

@@ -20,25 +20,16 @@ from psycopg import ClientCursor, errors
 from psycopg.rows import tuple_row
 
 from persistence.backends.postgres.connection import connect, database_identity, translate
-from persistence.backends.postgres.copying import (
-    HEADER,
-    NULL,
-    TRAILER,
-    binary,
-    fields,
-    jsonb,
-    length,
-    name,
-    text,
-)
+from persistence.backends.postgres.copying import HEADER, TRAILER
 from persistence.backends.postgres.transfer_preflight import PostgresPreflight
+from persistence.backends.postgres.transfer_rows import Rows
 from persistence.backends.postgres.transfer_source import PostgresSource
 from persistence.backends.postgres.transfer_store import PostgresStoreSink
-from persistence.backends.postgres.transfer_versions import Placement, Versions, channel_values
+from persistence.backends.postgres.transfer_versions import Placement, Versions
 from persistence.errors import ConflictError, TransferError
 from persistence.transfer.canonical import NotCanonicalError
 from persistence.transfer.formats import Formats
-from persistence.transfer.keys import Key
+from persistence.transfer.keys import Key, kind_of
 from persistence.transfer.ledger import Ledger, LedgerEntry, Statement, entry_statements
 from persistence.transfer.records import Batch, Checkpoint, Record, Value, Write
 
@@ -62,10 +53,10 @@ _TABLES = {
     ),
     "checkpoints": "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata",
 }
-_PARTS = 2_000
-"""Pieces of rows that are sent at once: libpq keeps as much room as the largest needed."""
-_SIX, _NINE = fields(6), fields(9)
-_FOUR_BYTES = length(4)
+_KINDS = ("v", "w", "c")
+"""The kind of the records that each of them holds."""
+_ROWS_AT_ONCE = 250
+"""Rows that are sent at once: libpq keeps as much room as the largest needed."""
 _REMOVE = {
     "c": ("checkpoints", ("checkpoint_ns", "checkpoint_id")),
     "v": ("checkpoint_blobs", ("checkpoint_ns", "channel", "version")),
@@ -85,6 +76,7 @@ class PostgresSink:
         self._provider = provider
         self.formats = Formats(provider.settings, allow_pickle=True)
         self._versions = versions or Versions(all_blobs=self.formats.encrypts)
+        self._rows = Rows(self._versions, self.formats)
 
     def __enter__(self) -> PostgresSink:
         with ExitStack() as stack:
@@ -113,7 +105,8 @@ class PostgresSink:
     def preflight(self) -> PostgresPreflight:
         """See :class:`persistence.transfer.records.Sink`."""
         self._versions = Versions(all_blobs=self.formats.encrypts)
-        return PostgresPreflight(self._versions)
+        self._rows = Rows(self._versions, self.formats)
+        return PostgresPreflight(self._versions, None if self.formats.encrypts else self._rows)
 
     def placed(self, records: Iterable[Record]) -> Generator[Record]:
         """See :class:`persistence.transfer.records.Sink`."""
@@ -177,32 +170,26 @@ class PostgresSink:
                 cursor.execute(
                     f"DELETE FROM {table} WHERE thread_id = ANY(%s)".encode(), [list(batch.replaces)]
                 )
-            self.insert(cursor, batch.records)
+            self._copy(cursor, batch.rows)
             self.enter(cursor, batch.entry, batch.keys)
 
-    def insert(self, cursor: Cursor[Any], records: Iterable[Record]) -> None:
+    def row(self, record: Value | Checkpoint | Write) -> bytes:
+        """See :class:`persistence.transfer.records.Sink`."""
+        return self._rows.row(record)
+
+    def insert(self, cursor: Cursor[Any], records: Iterable[Value | Checkpoint | Write]) -> None:
         """Copy records into the tables, in the transaction that is open."""
-        blobs, writes, checkpoints = rows = [HEADER], [HEADER], [HEADER]
-        place, begin = None, b""
-        for record in records:
-            if record[:2] != place:
-                place = record[:2]
-                begin = b"".join((*text(record.thread_id), *text(record.checkpoint_ns)))
-            match record:
-                case Value():
-                    blobs += self._blob_row(begin, record)
-                case Write():
-                    writes += self._write_row(begin, record)
-                case Checkpoint():
-                    checkpoints += self._checkpoint_row(begin, record)
-        for (table, columns), parts in zip(_TABLES.items(), rows, strict=True):
-            if len(parts) == 1:
+        self._copy(cursor, [(kind_of(record), self.row(record)) for record in records])
+
+    def _copy(self, cursor: Cursor[Any], rows: Sequence[tuple[str, bytes]]) -> None:
+        for kind, (table, columns) in zip(_KINDS, _TABLES.items(), strict=True):
+            if not (mine := [row for of, row in rows if of == kind]):
                 continue
-            parts.append(TRAILER)
+            mine = [HEADER, *mine, TRAILER]
             statement = f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)"
             with cursor.copy(statement.encode()) as copy:
-                for start in range(0, len(parts), _PARTS):
-                    copy.write(b"".join(parts[start : start + _PARTS]))
+                for start in range(0, len(mine), _ROWS_AT_ONCE):
+                    copy.write(b"".join(mine[start : start + _ROWS_AT_ONCE]))
 
     @contextmanager
     def transaction(self) -> Iterator[Cursor[tuple[Any, ...]]]:
@@ -262,34 +249,6 @@ class PostgresSink:
         with self.errors(), self._conn.transaction():
             for statement, args in statements:
                 self._conn.execute(_own(statement), args)
-
-    def _blob_row(self, begin: bytes, value: Value) -> tuple[bytes, ...]:
-        type_, data = self.formats.sealed(value.type, value.data)
-        return (_SIX, begin, name(value.channel), *text(value.version), name(type_), *binary(data))
-
-    def _write_row(self, begin: bytes, write: Write) -> tuple[bytes, ...]:
-        _, _, checkpoint_id, task_id, idx, task_path, channel, type_, _, data = write
-        type_, data = self.formats.sealed(type_, data or b"")
-        return (
-            _NINE,
-            begin,
-            *text(checkpoint_id),
-            *text(task_id),
-            name(task_path),
-            _FOUR_BYTES,
-            length(idx),
-            name(channel),
-            name(type_),
-            *binary(data),
-        )
-
-    def _checkpoint_row(self, begin: bytes, checkpoint: Checkpoint) -> tuple[bytes, ...]:
-        parent = (NULL,) if checkpoint.parent_id is None else text(checkpoint.parent_id)
-        values = channel_values(checkpoint, self._versions.of(checkpoint), self.formats)
-        body = b'{"channel_values":' + values
-        body += b"," + checkpoint.body[1:] if checkpoint.body != b"{}" else b"}"
-        own = text(checkpoint.checkpoint_id)
-        return (_SIX, begin, *own, *parent, *jsonb(body), *jsonb(checkpoint.metadata))
 
     def _connect(self) -> Connection[Any]:
         return connect(self._provider.dsn, self._provider.settings)

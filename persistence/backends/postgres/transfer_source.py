@@ -167,6 +167,11 @@ class PostgresSource:
         with self.errors():
             return database_identity(self._conn)
 
+    @property
+    def encrypted(self) -> bool:
+        """See :class:`persistence.transfer.records.Source`."""
+        return self._formats.encrypts
+
     def drift(self) -> list[str]:
         """See :class:`persistence.transfer.records.Source`; our own tables are no matter of it."""
         try:

@@ -124,9 +124,8 @@ class Versions:
         self._special.update(other._special)
         self._carrying.update(other._carrying)
 
-    def as_it_came(self, record: Checkpoint) -> bool:
+    def as_it_came(self, place: tuple[str, str]) -> bool:
         """Whether the namespace's rows hold what its records do."""
-        place = record[:2]
         return place not in self._special and place not in self._carrying
 
     def of(self, record: Value | Checkpoint) -> Chosen:
@@ -170,7 +169,7 @@ class Placement:
 
     def _checkpoint(self, record: Checkpoint) -> Iterator[Value | Checkpoint]:
         """The checkpoint with what its row holds, after the blobs that only its record has."""
-        if self._versions.as_it_came(record):
+        if self._versions.as_it_came(record[:2]):
             yield record
             return
         special = self._versions.of(record)

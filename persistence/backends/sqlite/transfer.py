@@ -123,6 +123,11 @@ class SqliteSource:
     ) -> None:
         self._stack.close()
 
+    @property
+    def encrypted(self) -> bool:
+        """See :class:`persistence.transfer.records.Source`."""
+        return self._formats.encrypts
+
     def drift(self) -> list[str]:
         """See :class:`persistence.transfer.records.Source`."""
         from persistence.backends.sqlite.tables import REQUIRED

@@ -127,13 +127,17 @@ class SqliteSink:
         with self.errors(), self.reader() as conn:
             return {thread for thread in threads if conn.execute(_HAS_THREAD, (thread,)).fetchone()[0]}
 
+    def row(self, record: Value | Checkpoint | Write) -> Value | Checkpoint | Write:
+        """See :class:`persistence.transfer.records.Sink`; a row needs the values of those before it."""
+        return record
+
     def write(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`."""
         with self.transaction() as conn:
             for thread in batch.replaces:
                 conn.execute("DELETE FROM checkpoints WHERE thread_id = ?", (thread,))
                 conn.execute("DELETE FROM writes WHERE thread_id = ?", (thread,))
-            for record in batch.records:
+            for _, record in batch.rows:
                 self.insert(conn, record)
             self.enter(conn, batch.entry, batch.keys)
 
@@ -152,7 +156,7 @@ class SqliteSink:
 
     def skip(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`."""
-        for record in batch.records:
+        for _, record in batch.rows:
             if isinstance(record, Value):
                 self._values.add(record)
 
