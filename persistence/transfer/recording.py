@@ -123,6 +123,7 @@ class Recorder:
     def __init__(self, recording: Recording, preflight: Finishing) -> None:
         self._recording = recording
         self._preflight = preflight
+        self._full = False
         self._part, self._bytes, self._given_up = Part(), 0, False
         self._places: list[Place] = []
 
@@ -149,14 +150,14 @@ class Recorder:
         if self._part.kinds and not self._given_up and self._preflight.as_it_came:
             self._keep()
         kept = None if self._given_up or not self._preflight.as_it_came else self._places
-        self._part, self._bytes, self._given_up, self._places = Part(), 0, False, []
+        self._part, self._bytes, self._given_up, self._places = Part(), 0, self._full, []
         return kept
 
     def _keep(self) -> None:
         place = self._recording.append(self._part)
         self._part, self._bytes = Part(), 0
         if place is None:
-            self._given_up = True
+            self._full = self._given_up = True
         else:
             self._places.append(place)
 
