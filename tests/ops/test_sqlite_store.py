@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.store.base import BaseStore
 
 import persistence
 from persistence.errors import ClosedError
@@ -73,6 +74,25 @@ def test_two_event_loops_one_after_the_other(dsn: str) -> None:
         for i in range(2):
             asyncio.run(store.aput(HERE, str(i), {"i": i}))
         assert len(store.search(HERE)) == 2
+
+
+def test_loop_whose_threads_have_ended(dsn: str) -> None:
+    async def work(store: BaseStore) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(store.aput(HERE, str(i), {"i": i}) for i in range(300)))
+        waiting = [asyncio.ensure_future(store.aget(HERE, str(i))) for i in range(300)]
+        await asyncio.sleep(0)
+        await loop.shutdown_default_executor()
+        waiting.append(asyncio.ensure_future(store.aget(HERE, "1")))
+        done, left = await asyncio.wait(waiting, timeout=5)
+        assert not left
+        assert {type(one.exception()) for one in done} <= {RuntimeError, type(None)}
+        assert isinstance(waiting[-1].exception(), RuntimeError)
+
+    with persistence.open(dsn) as db:
+        assert db.store is not None
+        asyncio.run(work(db.store))
+        assert len(db.store.search(HERE, limit=500)) == 300
 
 
 async def test_calls_after_close(dsn: str) -> None:

@@ -72,7 +72,15 @@ class SqliteStore(UpstreamStore):
 
     def _send(self, queue: _Queue, loop: asyncio.AbstractEventLoop) -> None:
         calls, queue.calls = queue.calls[:_MOST_CALLS], queue.calls[_MOST_CALLS:]
-        work = loop.run_in_executor(None, self._batches, [ops for ops, _ in calls])
+        try:
+            work = loop.run_in_executor(None, self._batches, [ops for ops, _ in calls])
+        except RuntimeError as error:  # the loop, or the interpreter, has ended its threads
+            queue.is_running = False
+            for _, future in (*calls, *queue.calls):
+                if not future.done():
+                    future.set_exception(error)
+            queue.calls = []
+            return
 
         def deliver(done: asyncio.Future[list[list[Result] | Exception]]) -> None:
             queue.is_running = bool(queue.calls)
