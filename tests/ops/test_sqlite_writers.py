@@ -15,6 +15,7 @@ from langgraph.checkpoint.base import Checkpoint
 
 import persistence
 from persistence import Settings
+from persistence.backends.sqlite.recent import _MOST_ROWS, Known, Recent
 from persistence.backends.sqlite.savers import SqliteSaver
 from persistence.testing.marks import clause
 
@@ -142,3 +143,13 @@ def _checkpoint(id_: str) -> Checkpoint:
         "versions_seen": {},
         "updated_channels": None,
     }
+
+
+def test_rows_that_are_remembered_are_not_too_many() -> None:
+    """Small ones: each takes more than its bytes."""
+    recent = Recent()
+    for i in range(_MOST_ROWS + 5):
+        recent.add(str(i), "", Known("1", {}, {}, 1))
+    assert len(recent._rows) == _MOST_ROWS
+    assert recent.get("4", "", "1") is None
+    assert recent.get("5", "", "1") is not None

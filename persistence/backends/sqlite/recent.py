@@ -13,6 +13,7 @@ from typing import NamedTuple
 from persistence.backends.sqlite.codec import LARGE_ROW
 
 _MOST_BYTES = 32 << 20
+_MOST_ROWS = 10_000  # what each takes beside its bytes is a kilobyte
 
 
 class Known(NamedTuple):
@@ -67,7 +68,7 @@ class Recent:
             return
         self._rows[thread, ns] = known
         self._bytes += known.size
-        while self._bytes > _MOST_BYTES:
+        while self._bytes > _MOST_BYTES or len(self._rows) > _MOST_ROWS:
             self._forget(*next(iter(self._rows)))
 
     def clear(self) -> None:
