@@ -129,7 +129,7 @@ async def _serve(queue: asyncio.Queue[_Asked], store: weakref.ref[AsyncPostgresS
         if (here := store()) is None:
             return
         await _answer(here, [one for one in asked if not one[0].done()])
-        del here
+        del here, asked
 
 
 async def _answer(store: AsyncPostgresStore, asked: Sequence[_Asked]) -> None:
