@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import signal
@@ -63,6 +64,7 @@ def root(
 def run(argv: list[str]) -> int:
     """Run one command line and give its exit code. Nothing escapes but what ends the process at once."""
     argv = _take_flags(argv)
+    _prepare_streams()
     _prepare_logging()
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -77,7 +79,10 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return console.FAILED
     except (Exception, KeyboardInterrupt, typer.Abort) as error:  # noqa: BLE001 - the last stop: told in a line
-        return console.fail(error)
+        try:
+            return console.fail(error)
+        except OSError:  # nobody takes that line
+            return console.FAILED
     return int(code or OK)
 
 
@@ -88,6 +93,16 @@ def _take_flags(argv: list[str]) -> list[str]:
     invocation.json = "--json" in options
     invocation.debug = "--debug" in options
     return [option for option in options if option != "--debug"] + rest
+
+
+def _prepare_streams() -> None:
+    """Any text can be printed, also where a stream is closed or takes ASCII only."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - stays open
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _prepare_logging() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from urllib.parse import quote
 
 from persistence.dsn import Dsn
-from persistence.errors import TransferError
+from persistence.errors import DsnError, TransferError
 from persistence.registry import provider_for
 from persistence.settings import get_settings
 from persistence.transfer.archive import ArchiveSource
@@ -78,5 +78,7 @@ def provider_of(side: Side, settings: Settings | None) -> Provider:
     side = as_path(side)
     if isinstance(side, Path):
         path = str(side)
+        if any("\ud800" <= char <= "\udfff" for char in path):
+            raise DsnError(f"the name of a file is no valid text: {path!r}")
         side = Dsn("sqlite", path, "", {}, f"sqlite:///{quote(path)}")
     return provider_for(side, settings)

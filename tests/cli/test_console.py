@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from persistence import __version__
+from persistence import __version__, transfer
 from tests.cli.conftest import Run
 from tests.support import COMMAND, clean_environment
+from tests.transfer import make
 
 COMMANDS = [
     *(["status"], ["setup"], ["migrate"], ["export"], ["import"], ["verify"], ["inspect"]),
@@ -120,6 +121,37 @@ def test_reader_goes_away(tmp_path: Path) -> None:
         timeout=60,
     )
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("redirected", "exit_code"),
+    [("<&- >&- 2>&-", 0), ("--json >/dev/full", 1)],
+)
+def test_streams_that_take_nothing(tmp_path: Path, chat: Path, redirected: str, exit_code: int) -> None:
+    target = f"sqlite:///{tmp_path}/new.db"
+    done = subprocess.run(
+        ["bash", "-c", f"'{COMMAND}' migrate 'sqlite:///{chat}' '{target}' {redirected}"],
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+    )
+    assert done.returncode == exit_code
+    assert "Traceback" not in done.stderr
+    assert transfer.verify(chat, target).equal
+
+
+def test_text_that_the_terminal_cannot_show(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    with make.database(path) as saver:
+        make.put(saver, "Zoë", {})
+    env = clean_environment() | {"PYTHONIOENCODING": "ascii"}
+    command = [COMMAND, "inspect", f"sqlite:///{path}", "--threads"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert "Zo\\xeb" in done.stdout
+    assert done.returncode == 0
+    done = subprocess.run([COMMAND, "inspect", b"\xff.db"], capture_output=True, text=True, env=env)
+    assert done.returncode == 2
+    assert "no valid text" in done.stderr
 
 
 def test_progress_bar_on_a_terminal(tmp_path: Path, chat: Path, postgres_dsn: str) -> None:
