@@ -413,7 +413,7 @@ def _report(
         batches_skipped=copied.skipped if copied else 0,
         already_done=copied.already_done if copied else False,
         verified=verified,
-        conflicts=Counter(copied.actions.values()) if copied else {},
+        conflicts=dict(Counter(copied.actions.values())) if copied else {},
         seconds=clock.seconds(),
         phases=clock.phases,
         findings=found.findings,

@@ -7,7 +7,7 @@ from itertools import chain, groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from persistence.errors import ConfigurationError, ConflictError, SourceError
+from persistence.errors import ConflictError, SourceError
 from persistence.transfer.digest import describe
 from persistence.transfer.keys import Key, key_of, marked, values_of
 from persistence.transfer.records import Checkpoint, Record, Reject, Sink, Source, Value, Write
@@ -24,10 +24,10 @@ def refuse_itself(source: Source, sink: Sink) -> None:
     """Raise where a transfer would write into what it reads: to replace a thread, or to undo, would lose it.
 
     Raises:
-        ConfigurationError: Both are one file, or one schema of a database.
+        ConflictError: Both are one file, or one schema of a database.
     """
     if source.place == sink.place:
-        raise ConfigurationError(f"{source.label} and {sink.label} are the same database")
+        raise ConflictError(f"{source.label} and {sink.label} are the same database")
 
 
 def decide(

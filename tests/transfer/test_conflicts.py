@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from persistence import transfer
-from persistence.errors import ConfigurationError, ConflictError
+from persistence.errors import ConflictError
 from tests.transfer import graphs, make
 from tests.transfer.targets import Target
 
@@ -57,6 +58,7 @@ def test_skip_leaves_theirs(filled: Path, target: Target, theirs: dict[str, list
 def test_replace(filled: Path, target: Target, theirs: dict[str, list[Any]]) -> None:
     report = transfer.migrate(filled, target.dsn, options=options("replace"))
     assert (report.verified, report.conflicts) == (True, {"replace": 1})
+    assert json.loads(report.to_json())["conflicts"] == {"replace": 1}
     assert transfer.verify(filled, target.dsn).equal
     target.chat("chat 0 é")
     assert not transfer.verify(filled, target.dsn).equal
@@ -167,5 +169,5 @@ def test_into_itself(database: Path, postgres_dsn: str, tmp_path: Path, name: st
         lambda: transfer.migrate(source, target, archive=tmp_path / "archive"),
         lambda: transfer.plan(source, target),
     ):
-        with pytest.raises(ConfigurationError, match="are the same database"):
+        with pytest.raises(ConflictError, match="are the same database"):
             again()
