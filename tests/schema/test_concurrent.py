@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import pytest
 from persistence import schema
 from persistence.errors import SchemaError
 from tests.schema.conftest import Place
+from tests.warm import Warm
 
 PROCESSES = 10
 ROUNDS = 3
@@ -44,7 +44,7 @@ Start = Callable[[int], list[Worker]]
 
 
 @pytest.fixture(scope="module")
-def start() -> Iterator[Start]:
+def start(warm: Warm) -> Iterator[Start]:
     """Start worker processes that wait for their first line."""
     with ExitStack() as stack:
 
@@ -52,7 +52,7 @@ def start() -> Iterator[Start]:
             workers = []
             for _ in range(count):
                 worker = subprocess.Popen(
-                    [sys.executable, "-c", WORKER],
+                    [warm.python, "-c", WORKER],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
