@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -62,11 +63,15 @@ def chat(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def password_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def password_server() -> Iterator[str]:
     """Conninfo of a server of its own, where the role ``locked`` needs the password ``right-secret``."""
     from persistence.backends import embedded
 
-    with embedded.serve(tmp_path_factory.mktemp("password") / "pg") as conninfo:
+    # Not in pytest's folder: each pytest that starts closes it to other users, the server's too.
+    with (
+        tempfile.TemporaryDirectory(prefix="persistence-password-") as name,
+        embedded.serve(Path(name) / "pg") as conninfo,
+    ):
         with psycopg.connect(conninfo, autocommit=True) as conn:
             (found,) = conn.execute("SHOW hba_file").fetchone() or ()
             rules = Path(found)
