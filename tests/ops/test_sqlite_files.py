@@ -9,8 +9,10 @@ import sys
 import threading
 from contextlib import closing
 from pathlib import Path
+from shutil import copyfile
 
 import pytest
+from langgraph.checkpoint.sqlite import SqliteSaver
 
 import persistence
 from persistence.backends.sqlite.connection import SqliteDatabase
@@ -238,3 +240,28 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         persistence.open(dsn)
     with pytest.raises(SourceError, match="not a regular file"), provider_for(dsn).source():
         pass
+
+
+@pytest.mark.parametrize("synchronous", ["full", "normal"])
+def test_the_log_is_made_longer_ahead_of_the_commits(tmp_path: Path, synchronous: str) -> None:
+    """So that a commit only overwrites. What lies in the log behind the last commit changes nothing."""
+    path, crashed = tmp_path / "x.db", tmp_path / "crashed.db"
+    log = tmp_path / "x.db-wal"
+    with persistence.open(f"sqlite:///{path}?synchronous={synchronous}") as db:
+        graph = counter().compile(checkpointer=db.checkpointer)
+        lengths = []
+        for _ in range(12):
+            graph.invoke({"n": 1}, thread())
+            lengths.append(log.stat().st_size)
+        state = graph.get_state(thread())
+        copyfile(path, crashed)
+        copyfile(log, tmp_path / "crashed.db-wal")
+    if synchronous == "full":
+        assert len(set(lengths)) < 5
+        assert not any((tmp_path / "crashed.db-wal").read_bytes()[-(1 << 12) :])
+    else:
+        assert len(set(lengths)) == 12
+    with closing(sqlite3.connect(crashed)) as conn:
+        assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        found = SqliteSaver(conn).get_tuple(thread())
+    assert found is not None and found.config == state.config

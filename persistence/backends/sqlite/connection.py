@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from persistence.backends.sqlite.log import Log
 from persistence.backends.sqlite.seal import MOVED
 from persistence.contract import ServerInfo
 from persistence.dsn import Dsn
@@ -103,6 +104,11 @@ class SqliteDatabase:
     def has_log(self) -> bool:
         """Whether there is a log beside the file: somebody has it open, or left it in a crash."""
         return self.path is not None and Path(f"{self.path}-wal").exists()
+
+    def log(self) -> Log | None:
+        """The log to make longer while a connection writes; ``None`` where no commit waits for the disk."""
+        waits = self._synchronous in ("full", "extra") and os.name == "posix"
+        return Log(self.path) if self.path is not None and waits else None
 
     def rehearse(self) -> sqlite3.Connection:
         """A connection that may write but changes no setting of the file; the caller closes it."""

@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 
 from persistence.backends.sqlite.codec import load_metadata
 from persistence.backends.sqlite.connection import SqliteDatabase, error_code, translate
+from persistence.backends.sqlite.log import Log
 from persistence.backends.sqlite.recent import Recent
 from persistence.errors import ClosedError
 from persistence.metadata import comparable, matches, run_text
@@ -135,6 +136,7 @@ class Engine:
         # Held by whoever uses the writer's connection.
         self._writing = threading.Lock()
         self._conn: sqlite3.Connection | None = None
+        self._log: Log | None = None
         # Who wrote last finds its rows in that connection's cache; the others' have to look them up.
         self._last: int | None = None
         self._commits = 0
@@ -318,6 +320,8 @@ class Engine:
     def _count(self, operations: int) -> None:
         self._commits += 1
         self._committed += operations
+        if self._log is not None:
+            self._log.extend()
 
     def _undo(self) -> None:
         self.recent.clear()
@@ -329,6 +333,7 @@ class Engine:
         if conn is None:
             conn = self._conn = _prepared(self._database.connect())
             conn.execute(f"PRAGMA busy_timeout = {_TRY}")
+            self._log = self._database.log()
         self.recent.begin()
         if conn.in_transaction:  # interrupted twice, the second time before the first was undone
             conn.rollback()
