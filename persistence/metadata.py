@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.base import CheckpointMetadata
 
 _LEGACY = "writes"
+_NOT_METADATA = frozenset(("thread_id", "checkpoint_ns", "checkpoint_id"))
 _MAX_DEPTH = 200
 # Python converts integers to text up to this many digits, unless the process allows more.
 _INT_BOUND = 10**4300
@@ -29,11 +30,14 @@ _FEW = 2**53
 _JSON = msgspec.json.Encoder()
 _ANY_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
-# Bytes of msgpack that stand for small positive numbers, text, true, false, null, {} and [], or are
-# part of a text; then those that begin a dict or a list. What is left may be a NUL, bytes, a float, ...
-_PLAIN = bytes([*range(0x01, 0x81), 0x90, *range(0xA0, 0xC1), 0xC2, 0xC3, 0xD9])
+# Bytes of msgpack that stand for small whole numbers, text, true, false, null, {} and [], or are
+# part of these; then those that begin a dict or a list. What is left may be a NUL, bytes, a float, ...
+_PLAIN = bytes(
+    [*range(0x01, 0x81), 0x90, *range(0xA0, 0xC1), 0xC2, 0xC3, 0xCC, 0xCD, 0xD9, *range(0xE0, 0x100)]
+)
 _BRANCHES = bytes([*range(0x81, 0x90), *range(0x91, 0xA0)])
 _MAX_BRANCHES = 200
+_PLAIN_OR_BRANCHES = _PLAIN + _BRANCHES
 _AS_IS = (
     ormsgpack.OPT_PASSTHROUGH_DATACLASS
     | ormsgpack.OPT_PASSTHROUGH_DATETIME
@@ -49,9 +53,12 @@ def metadata_text(config: RunnableConfig, metadata: CheckpointMetadata | None) -
     Raises:
         InvalidInputError: A value is not JSON; the message names its key.
     """
-    from langgraph.checkpoint.base import get_checkpoint_metadata  # half a second, which others need not wait
+    if not config.get("metadata") and config["configurable"].keys() <= _NOT_METADATA:
+        merged: dict[str, Any] = {**metadata} if metadata else {}
+    else:
+        from langgraph.checkpoint.base import get_checkpoint_metadata  # half a second, for some to wait
 
-    merged = cast(dict[str, Any], get_checkpoint_metadata(config, metadata or {}))
+        merged = cast(dict[str, Any], get_checkpoint_metadata(config, metadata or {}))
     merged.pop(_LEGACY, None)
     if pack_clean(merged) is not None:
         return _JSON.encode(merged).decode()
@@ -91,6 +98,8 @@ def pack_clean(value: dict[str, Any]) -> bytes | None:
         packed = ormsgpack.packb(value, option=_AS_IS)
     except TypeError:
         return None
+    if len(packed) < _MAX_BRANCHES:
+        return None if packed.translate(None, _PLAIN_OR_BRANCHES) else packed
     rest = packed.translate(None, _PLAIN)
     return packed if len(rest) < _MAX_BRANCHES and not rest.translate(None, _BRANCHES) else None
 

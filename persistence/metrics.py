@@ -12,8 +12,8 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
-from functools import cache, wraps
+from dataclasses import dataclass, field
+from functools import cache, partial, wraps
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
@@ -52,6 +52,8 @@ class Histogram:
     description: str
     labels: tuple[str, ...]
     buckets: tuple[float, ...]
+    records: list[Callable[[float, Labels], None]] = field(default_factory=list)
+    """Where its figures go."""
 
 
 DURATION = Histogram(
@@ -69,12 +71,6 @@ SIZE = Histogram(
     tuple(_KIB * 4**power for power in range(10)),
 )
 _HISTOGRAMS = (DURATION, SIZE)
-
-
-class _Recorder(Protocol):
-    """Where figures go."""
-
-    def record(self, histogram: Histogram, value: float, labels: Labels) -> None: ...
 
 
 class Observed(Protocol):
@@ -104,8 +100,8 @@ class Meter:
         labels = self._labels.get(key)
         if labels is None:
             labels = self._labels[key] = {"backend": self._backend, "operation": key[0], "error": key[1]}
-        for recorder in _recorders:
-            recorder.record(DURATION, seconds, labels)
+        for record in DURATION.records:
+            record(seconds, labels)
 
     def checkpoint(self, key: tuple[str, str, str], size: int) -> None:
         """A checkpoint with so many bytes of values is stored: thread, namespace and checkpoint id."""
@@ -125,11 +121,10 @@ class Meter:
         labels = self._kinds.get(kind)
         if labels is None:
             labels = self._kinds[kind] = {"backend": self._backend, "kind": kind}
-        for recorder in _recorders:
-            recorder.record(SIZE, size, labels)
+        for record in SIZE.records:
+            record(size, labels)
 
 
-_recorders: list[_Recorder] = []
 _recorders_lock = threading.Lock()
 _observed: WeakSet[Any] = WeakSet()
 _observed_lock = threading.Lock()
@@ -306,23 +301,19 @@ class _OpenTelemetry:
         from opentelemetry import metrics
 
         self._meter = metrics.get_meter("persistence")
-        self._instruments = {
-            histogram: self._meter.create_histogram(
+        for histogram in _HISTOGRAMS:
+            instrument = self._meter.create_histogram(
                 f"persistence.{histogram.name}",
                 unit=histogram.unit,
                 description=histogram.description,
                 explicit_bucket_boundaries_advisory=histogram.buckets,
             )
-            for histogram in _HISTOGRAMS
-        }
+            histogram.records.append(instrument.record)
         self._meter.create_observable_gauge(
             "persistence.gauge",
             callbacks=[self._observe],
             description="Figures of the open databases: see the attribute name.",
         )
-
-    def record(self, histogram: Histogram, value: float, labels: Labels) -> None:
-        self._instruments[histogram].record(value, labels)
 
     def _observe(self, options: object) -> Iterable[Any]:
         from opentelemetry.metrics import Observation
@@ -338,20 +329,19 @@ class _Prometheus:
     def __init__(self) -> None:
         import prometheus_client
 
-        self._instruments = {
-            histogram: prometheus_client.Histogram(
+        for histogram in _HISTOGRAMS:
+            instrument = prometheus_client.Histogram(
                 "persistence_" + histogram.name.replace(".", "_"),
                 histogram.description,
                 histogram.labels,
                 unit={"s": "seconds", "By": "bytes"}[histogram.unit],
                 buckets=histogram.buckets,
             )
-            for histogram in _HISTOGRAMS
-        }
+            histogram.records.append(partial(self._record, instrument))
         prometheus_client.REGISTRY.register(self)
 
-    def record(self, histogram: Histogram, value: float, labels: Labels) -> None:
-        self._instruments[histogram].labels(**labels).observe(value)
+    def _record(self, instrument: Any, value: float, labels: Labels) -> None:
+        instrument.labels(**labels).observe(value)
 
     def collect(self) -> Iterable[Any]:
         """The gauges, at the moment of the scrape."""
@@ -367,8 +357,8 @@ class _Prometheus:
 
 
 @cache
-def _enable_open_telemetry() -> None:
-    _recorders.append(_OpenTelemetry())
+def _enable_open_telemetry() -> _OpenTelemetry:
+    return _OpenTelemetry()
 
 
 def enable_prometheus() -> None:
@@ -384,13 +374,12 @@ def enable_prometheus() -> None:
 @cache
 def _enable_prometheus() -> None:
     try:
-        recorder = _Prometheus()
+        _Prometheus()
     except ModuleNotFoundError as error:
         raise MissingDriverError(
             "metrics for Prometheus need prometheus-client, which is not installed",
             hint='pip install "langgraph-persistence[serve]"',
         ) from error
-    _recorders.append(recorder)
 
 
 def exposition() -> tuple[str, bytes]:

@@ -35,7 +35,6 @@ MAX_KEY_BYTES = 2600
 PRUNE_STRATEGIES = ("keep_latest", "delete")
 _SENDS_IN_PARENT_BEFORE = 4
 _FIRST_VERSION = f"{1:032}.{0:016}"
-_TEXT = frozenset((str,))
 
 Typed = tuple[str, bytes]
 """A serialised value: the serializer's name for the format, and the bytes."""
@@ -145,12 +144,15 @@ def key_of(config: RunnableConfig, *, exact: bool = False) -> Key:
     Raises:
         InvalidInputError: An id is missing or not storable; with ``exact`` also the checkpoint's.
     """
-    configurable = _configurable(config)
-    thread = text_id(configurable.get("thread_id"), "thread_id")
-    given_ns = configurable.get("checkpoint_ns")
-    ns = "" if given_ns is None else text_id(given_ns, "checkpoint_ns")
+    configurable: Any = _configurable(config)
+    thread, ns = configurable.get("thread_id"), configurable.get("checkpoint_ns")
     given = configurable.get("checkpoint_id")
-    if given is None or given == "":
+    ns = "" if ns is None else ns
+    given = "" if given is None else given
+    if _fit(thread, ns, given) and (given or not exact):
+        return Key(thread, ns, given or None)  # nearly always
+    thread, ns = text_id(thread, "thread_id"), text_id(ns, "checkpoint_ns")
+    if given == "":
         if exact:
             raise InvalidInputError("checkpoint_id is missing")
         _check_size("thread_id and checkpoint_ns", thread, ns)
@@ -218,23 +220,24 @@ def put_of(
 ) -> Put:
     """The arguments of ``put``, checked."""
     parent = key_of(config)
-    id_ = text_id(checkpoint.get("id"), "the checkpoint's id")
-    _check_size("thread_id, checkpoint_ns and the checkpoint's id", parent.thread, parent.ns, id_)
+    id_ = checkpoint.get("id")
+    if not _fit(parent.thread, parent.ns, id_):
+        id_ = text_id(id_, "the checkpoint's id")
+        _check_size("thread_id, checkpoint_ns and the checkpoint's id", parent.thread, parent.ns, id_)
     body: dict[str, Any] = {**checkpoint, "id": id_}
     values = body.pop("channel_values", None) or {}
     packed = pack_clean(body)
     named, new = _object(checkpoint, "channel_versions"), new_versions or {}
     room = _room(parent)
-    if packed is not None and new.items() <= named.items() and _all_short_text(named, room):
+    if packed is not None and new.items() <= named.items() and _all_short_text(named, room, packed):
         versions, own = dict(named), set(new)  # nearly always
     else:
         versions, own = _versions(named, new, parent, room)
     if packed is None:
         packed = _pack(clean_json(body, "checkpoint"))
     kept = [channel for channel in versions if channel not in own]
-    if values.keys() <= versions.keys() and _are_text(values):
-        given = dict(values)
-    else:
+    given = {channel: values[channel] for channel in versions if channel in values}
+    if len(given) != len(values):
         given = {_channel(name, parent, room): value for name, value in values.items()}
         own.update(given.keys() - versions.keys())
     return Put(
@@ -275,9 +278,11 @@ def writes_of(
     serde: SerializerProtocol,
 ) -> tuple[str, str, list[Write]]:
     """Task id, task path and writes of one ``put_writes``, serialised; at most one for each index."""
-    task = text_id(task_id, "task_id")
-    path = text_id(task_path, "task_path")
-    _check_size("the key of a write", key.thread, key.ns, key.checkpoint or "", task)
+    if _fit(f"{key.thread}{key.ns}{key.checkpoint}", task_id, task_path):
+        task, path = task_id, task_path  # nearly always
+    else:
+        task, path = text_id(task_id, "task_id"), text_id(task_path, "task_path")
+        _check_size("the key of a write", key.thread, key.ns, key.checkpoint or "", task)
     room = _room(key)
     rows: dict[int, Write] = {}
     for position, (name, value) in enumerate(writes):
@@ -372,22 +377,28 @@ def _object(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
     return value
 
 
-def _all_short_text(versions: Mapping[str, Any], room: int) -> bool:
+def _all_short_text(versions: Mapping[str, Any], room: int, packed: bytes) -> bool:
     """Whether these versions are text, and no longer than fits; in C, whatever their number.
 
     They were packed: so the names are text, and no text is of a class of its own.
     """
     try:
-        size = len("".join(versions)) + len("".join(versions.values()))
+        size = len("".join(versions.values()))
     except TypeError:
         return False
+    if len(packed) <= room:  # all of the checkpoint is short
+        return True
+    size += len("".join(versions))
     # All of them together, even; else the longest name beside the longest version.
     return size <= room or max(map(len, versions)) + max(map(len, versions.values())) <= room
 
 
-def _are_text(values: Iterable[Any]) -> bool:
-    """Whether all of these are text, and of no class of their own."""
-    return set(map(type, values)) <= _TEXT
+def _fit(thread: Any, ns: Any, other: Any) -> bool:
+    """Whether these are plain text, and fit into a primary key together; nearly always they do."""
+    if type(thread) is not str or type(ns) is not str or type(other) is not str:
+        return False
+    text = f"{thread}{ns}{other}"
+    return text.isascii() and "\0" not in text and len(text) <= MAX_KEY_BYTES
 
 
 def _room(key: Key) -> int:

@@ -56,6 +56,8 @@ class CheckedSerializer(JsonPlusSerializer):
             EncryptionError: It is encrypted and there is no key, or it is not and should be.
         """
         kind, value = data
+        if kind == "msgpack" and type(value) is bytes and not self.encrypted_only:
+            return JsonPlusSerializer.loads_typed(self, data)  # nearly always
         if "+" in kind:
             raise EncryptionError(
                 f"a stored value is encrypted ({kind}) and no key is set",

@@ -8,8 +8,9 @@ parent's row as bytes, and what the format changes at the top of a channel can b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import ormsgpack
@@ -23,7 +24,9 @@ from persistence.rules import Put, Typed, dumps, writes_plain_msgpack
 _NIL = b"\xc0"
 _RAW = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _PLAIN = msgspec.msgpack.Decoder()
-_EMPTY_MAP = b"\x80"
+EMPTY_MAP = b"\x80"
+"""No values, in msgpack."""
+_FEW_ITEMS = [bytes((0x80 | size,)) for size in range(16)]
 _READ = ("v", "channel_versions")
 _CHANNEL_VALUES = ormsgpack.packb("channel_values")
 
@@ -31,7 +34,8 @@ LARGE_ROW = 4 << 20
 """Bytes of a checkpoint; what is larger is neither put together in memory nor remembered."""
 
 
-class Sealed(NamedTuple):
+@dataclass(slots=True)
+class Sealed:
     """A checkpoint as a row holds it: its type, and its bytes one part after the other."""
 
     type: str
@@ -46,8 +50,20 @@ class Codec(Protocol):
     in_bytes: bool
     """Whether a value in the form that goes into a row is bytes, which nobody can change."""
 
-    def seal(self, put: Put, values: Mapping[str, Any]) -> Sealed:
-        """A row from the checkpoint, and the values in the form that goes into a row."""
+    def seal(
+        self, put: Put, values: Mapping[str, Any], together: bytes = EMPTY_MAP, carried: bytes = b""
+    ) -> Sealed:
+        """A row from the checkpoint, and the values in the form that goes into a row.
+
+        Args:
+            put: The checkpoint.
+            values: Of some of the channels.
+            together: Of the others, as :meth:`together` gave them.
+            carried: What :func:`items` makes of ``values``, if it is there already.
+        """
+
+    def together(self, values: dict[str, Any]) -> bytes | None:
+        """Values as one map of that form, by one call; ``None`` where they have to go one by one."""
 
     def given(self, value: Any) -> Any:
         """A value in the form that goes into a row; it is detached from the caller's object."""
@@ -66,10 +82,14 @@ class _Spliced:
         self._plain = plain
         self._cipher = cipher
 
-    def seal(self, put: Put, values: Mapping[str, Any]) -> Sealed:
-        parts = _parts(put.packed, values if put.has_values or values else None)
-        if self._cipher is None and sum(map(len, values.values())) > LARGE_ROW:
-            return Sealed("msgpack", parts, sum(map(len, parts)))
+    def seal(
+        self, put: Put, values: Mapping[str, bytes], together: bytes = EMPTY_MAP, carried: bytes = b""
+    ) -> Sealed:
+        has_values = put.has_values or values or together != EMPTY_MAP
+        parts = _parts(put.packed, values if has_values else None, together, carried)
+        size = 0 if carried else sum(map(len, parts))
+        if self._cipher is None and size > LARGE_ROW:
+            return Sealed("msgpack", parts, size)
         type_, blob = "msgpack", b"".join(parts)
         if self._cipher is not None:
             name, blob = self._cipher.encrypt(blob)
@@ -78,6 +98,14 @@ class _Spliced:
 
     def given(self, value: Any) -> bytes:
         return inside_map(*self._plain.dumps_typed(value))
+
+    def together(self, values: dict[str, Any]) -> bytes | None:
+        if any(map(_is_bytes, map(type, values.values()))):
+            return None
+        try:
+            return self._plain.dumps_typed(values)[1]
+        except Exception:  # noqa: BLE001 - one by one it is found out whose it is
+            return None
 
     def open(self, row: Typed) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         type_, blob = row
@@ -88,9 +116,8 @@ class _Spliced:
             loaded = self._serde.loads_typed(row)
             type_, blob = JsonPlusSerializer().dumps_typed(loaded)
         parts = _RAW.decode(blob)
-        values = _RAW.decode(parts.pop("channel_values", msgspec.Raw(_EMPTY_MAP)))
-        body = {key: _PLAIN.decode(parts[key]) for key in _READ if key in parts}
-        return body, {channel: bytes(raw) for channel, raw in values.items()}
+        values = split(parts.pop("channel_values", EMPTY_MAP))
+        return {key: _PLAIN.decode(parts[key]) for key in _READ if key in parts}, values
 
 
 class _Whole:
@@ -101,7 +128,9 @@ class _Whole:
     def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
 
-    def seal(self, put: Put, values: Mapping[str, Any]) -> Sealed:
+    def seal(
+        self, put: Put, values: Mapping[str, Any], together: bytes = EMPTY_MAP, carried: bytes = b""
+    ) -> Sealed:
         checkpoint = put.body
         if put.has_values or values:
             checkpoint["channel_values"] = dict(values)
@@ -110,6 +139,9 @@ class _Whole:
 
     def given(self, value: Any) -> Any:
         return self._serde.loads_typed(dumps(self._serde, value))
+
+    def together(self, values: dict[str, Any]) -> None:
+        return None
 
     def open(self, row: Typed) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         body = dict(self._serde.loads_typed(row))
@@ -131,15 +163,33 @@ def joined(body: bytes, values: Mapping[str, bytes] | None) -> bytes:
     return b"".join(_parts(body, values))
 
 
-def _parts(body: bytes, values: Mapping[str, bytes] | None) -> list[bytes]:
+def split(values: bytes | msgspec.Raw) -> dict[str, bytes]:
+    """A map of values, taken apart."""
+    return {channel: bytes(raw) for channel, raw in _RAW.decode(values).items()}
+
+
+def items(values: Mapping[str, bytes]) -> bytes:
+    """Values in the form of :func:`inside_map` with their names, as they lie in a row."""
+    return b"".join(_items(values))
+
+
+def _items(values: Mapping[str, bytes]) -> list[bytes]:
+    parts: list[bytes] = []
+    for channel, blob in values.items():
+        parts += (_packed_name(channel), blob)
+    return parts
+
+
+def _parts(
+    body: bytes, values: Mapping[str, bytes] | None, together: bytes = EMPTY_MAP, carried: bytes = b""
+) -> list[bytes]:
     """What :func:`joined` joins."""
     size, rest = _map_parts(body)
     if values is None:
         return [_map_header(size), rest]
-    parts = [_map_header(size + 1), rest, _CHANNEL_VALUES, _map_header(len(values))]
-    for channel, blob in values.items():
-        parts += (_packed_name(channel), blob)
-    return parts
+    count, others = _map_parts(together)
+    header = (_map_header(size + 1), rest, _CHANNEL_VALUES, _map_header(count + len(values)), others)
+    return [*header, carried] if carried else [*header, *_items(values)]
 
 
 def inside_map(type_: str, blob: bytes) -> bytes:
@@ -158,6 +208,12 @@ def load_metadata(text: bytes | str | None) -> dict[str, Any]:
     """Metadata as stored."""
     loaded = json_value(text) if text else {}
     return loaded if isinstance(loaded, dict) else {}
+
+
+@lru_cache
+def _is_bytes(kind: type) -> bool:
+    """Whether a value of this type is not stored at the top of a channel as it would be inside a map."""
+    return issubclass(kind, (bytes, bytearray))
 
 
 def _pack(value: Any) -> bytes:
@@ -179,5 +235,5 @@ def _map_parts(packed: bytes) -> tuple[int, bytes]:
 
 def _map_header(size: int) -> bytes:
     if size < 16:
-        return bytes((0x80 | size,))
+        return _FEW_ITEMS[size]
     return b"\xde" + size.to_bytes(2, "big") if size < 1 << 16 else b"\xdf" + size.to_bytes(4, "big")

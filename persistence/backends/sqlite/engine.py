@@ -257,6 +257,8 @@ class Engine:
         with self._writing:
             if self._conn is not None:
                 self._conn.close()
+            if self._log is not None:
+                self._log.close()
 
     def _write_waiting(self) -> None:
         # Its own function, so that nothing keeps a large value until there is more to write.

@@ -8,6 +8,7 @@ the new length. One that overwrites waits once. SQLite overwrites as soon as it 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 # Each time by as much as there is, within these bounds: few bytes for few commits.
@@ -26,27 +27,31 @@ class Log:
     """
 
     def __init__(self, database: Path) -> None:
-        """To be made when the connection is open: the log lies beside the file that a link leads to."""
-        self._path = Path(f"{os.path.realpath(database)}-wal")
-        self._end = self._size()
+        """To be made when the connection has read: the log lies beside the file that a link leads to."""
+        self._end = _ENOUGH
+        self._file: int | None = None
+        with suppress(OSError):
+            self._file = os.open(f"{os.path.realpath(database)}-wal", os.O_RDWR | os.O_APPEND)
+            self._end = os.lseek(self._file, 0, os.SEEK_END)
 
     def extend(self) -> None:
         """After a commit: make room for the next ones, if this one had none."""
-        if not 0 <= self._end < _ENOUGH or (size := self._size()) <= self._end:
+        if self._file is None:
             return
         try:
-            file = os.open(self._path, os.O_RDWR | os.O_APPEND)
-            try:
-                if any(os.pread(file, _TAIL, size - _TAIL)):  # else another process has done it
-                    size += os.write(file, bytes(min(max(size, _LEAST), _MOST)))
-                self._end = size
-            finally:
-                os.close(file)
-        except OSError:  # the disk is full, or the file is gone; whoever writes next will say so
+            size = os.lseek(self._file, 0, os.SEEK_END)
+            if size <= self._end < _ENOUGH:
+                return
+            if size < _ENOUGH and any(os.pread(self._file, _TAIL, size - _TAIL)):  # else another process did
+                size += os.write(self._file, bytes(min(max(size, _LEAST), _MOST)))
+            self._end = size
+        except OSError:  # the disk is full; whoever writes next will say so
             self._end = _ENOUGH
+        if self._end >= _ENOUGH:
+            self.close()
 
-    def _size(self) -> int:
-        try:
-            return self._path.stat().st_size
-        except OSError:
-            return 0
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None

@@ -7,24 +7,58 @@ serialise them again, and then read the parent's row back to take what is stored
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 
-from persistence.backends.sqlite.codec import LARGE_ROW
+from persistence.backends.sqlite.codec import EMPTY_MAP, LARGE_ROW, split
+from persistence.rules import Put
 
 _MOST_BYTES = 32 << 20
 _MOST_ROWS = 10_000  # what each takes beside its bytes is a kilobyte
 
 
-class Known(NamedTuple):
+@dataclass(slots=True)
+class Known:
     """What a row holds."""
 
     id: str
     versions: Mapping[str, str]
     """Of each channel that has one."""
     values: Mapping[str, bytes]
-    """Of each channel that has one, in the form that goes into a row."""
+    """Of each channel that has one and is not in ``together``, in the form that goes into a row."""
     size: int
+    together: bytes = EMPTY_MAP
+    """Further values, as one map: taken apart when one of them is asked for."""
+    names: AbstractSet[str] = frozenset()
+    """The channels that may be in it."""
+    kept: Sequence[str] = ()
+    """The channels whose values the row has from its parent."""
+    carried: bytes = b""
+    """If that is all of ``values``: these with their names, as they lie in the row."""
+    _apart: Mapping[str, bytes] | None = None
+
+    def stored(self, put: Put) -> tuple[dict[str, bytes], bool]:
+        """The values of the channels that keep theirs in ``put``; and whether all of these are known."""
+        found: dict[str, bytes] = {}
+        is_complete = True
+        for channel in put.kept:
+            if self.versions.get(channel) != put.versions[channel]:
+                is_complete = False
+                continue
+            if channel in self.names and self._apart is None:
+                self._apart = {**self.values, **split(self.together)}
+            values = self._apart if channel in self.names else self.values
+            if values and channel in values:
+                found[channel] = values[channel]
+        return found, is_complete
+
+    def carries(self, put: Put) -> bool:
+        """Whether :attr:`carried` is what ``put`` keeps, so that nothing needs to be looked up."""
+        kept = put.kept
+        if not self.carried or self.kept != kept:
+            return False
+        return [*map(self.versions.get, kept)] == [*map(put.versions.get, kept)]
 
 
 class Recent:
@@ -53,7 +87,7 @@ class Recent:
 
         Until it is added again, the namespace's row is forgotten: it may be about to be replaced.
         """
-        if not self._is_checked:
+        if known is not None and not self._is_checked:
             # https://sqlite.org/pragma.html#pragma_data_version: it changes when another connection commits.
             (version,) = conn.execute("PRAGMA data_version").fetchone()
             if version != self._data_version:

@@ -320,7 +320,10 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
 
     def _checkpoint(self, row: sql.Row) -> dict[str, Any]:
         if self.meter is not None:
-            self.meter.size("loaded", len(row.checkpoint[1]) + sum(len(blob) for *_, blob in row.writes))
+            size = len(row.checkpoint[1])
+            for write in row.writes:
+                size += len(write[5])
+            self.meter.size("loaded", size)
         return dict(self.serde.loads_typed(row.checkpoint))
 
     def _tuple(self, row: sql.Row, checkpoint: dict[str, Any]) -> CheckpointTuple:
