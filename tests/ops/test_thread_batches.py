@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -15,6 +16,7 @@ from psycopg import errors
 from psycopg_pool import PoolTimeout
 
 import persistence
+from persistence.backends.postgres import steps
 from persistence.backends.postgres.connection import make_pool
 from persistence.backends.postgres.threads import ThreadBatches, _Batch
 from persistence.dsn import Dsn
@@ -357,3 +359,40 @@ def test_savers_share_too_and_tell_each_its_own_error(
         watch.execute(KILL)
         lost = [threads.submit(saver.get_tuple, at(f"t{number}")) for number in range(40)]
         assert {type(task.exception(_PATIENCE)) for task in lost} <= {ConnectError, type(None)}
+
+
+def test_a_copy_is_of_one_moment(
+    postgres_dsn: str, watch: psycopg.Connection[Any], threads: ThreadPoolExecutor
+) -> None:
+    """A checkpoint that comes between the copied values and the copied checkpoints would lack its values."""
+    watch.execute("""
+        CREATE FUNCTION held() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM pg_advisory_xact_lock(1); RETURN NULL;
+        END $$""")
+    with persistence.open(postgres_dsn, settings=Settings(pool_max=8)) as db:
+        saver = db.checkpointer
+        assert saver is not None
+        watch.execute("CREATE TRIGGER held BEFORE INSERT ON checkpoint_writes EXECUTE FUNCTION held()")
+
+        def put(step: str) -> None:
+            saver.put(at("source"), bare(step, {"list": [step]}, {"list": step}), {}, {"list": step})
+
+        put("1")
+        watch.execute("SELECT pg_advisory_lock(1)")
+        copy = threads.submit(saver.copy_thread, "source", "target")
+        while not held_up(watch):
+            time.sleep(0.001)
+        put("2")
+        watch.execute("SELECT pg_advisory_unlock(1)")
+        assert copy.result(_PATIENCE) is None
+        assert [found.checkpoint["channel_values"] for found in saver.list(at("target"))] == [{"list": ["1"]}]
+
+
+def test_whoever_prunes_threads_takes_them_in_one_order() -> None:
+    """Else two at once wait for each other in a circle, and one of them has done its work in vain."""
+    operation = steps.prune(["b", "c", "a"])
+    asked = [next(operation)]
+    with suppress(StopIteration):
+        while True:
+            asked.append(operation.send([]))  # a thread without checkpoints
+    assert [params.get("thread") for _, params in asked[1:]] == ["a", "b", "c"]

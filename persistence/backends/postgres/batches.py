@@ -12,6 +12,7 @@ goes alone, and the others together again. An operation is acknowledged after th
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
@@ -42,6 +43,8 @@ STUCK = 1.0
 ATTEMPTS = 10
 CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
 """Errors of who got into the way of another transaction: nothing was done, and it may try again."""
+_PAUSE = 0.005
+"""Seconds before the second attempt, at most; twice as many before each further one."""
 _LONG = STUCK / 4
 """Seconds that a batch may take and the next ones be larger."""
 
@@ -386,3 +389,8 @@ def outcome(batch: Sent[C], *, is_read: bool, lost: bool) -> Outcome[C]:
 
 def _is_final(error: BaseException | None) -> TypeGuard[Exception]:
     return isinstance(error, Exception) and not isinstance(error, CONFLICTS)
+
+
+def pause(attempt: int) -> float:
+    """Seconds to wait after an attempt met a conflict, so that those who meet again and again part."""
+    return random.uniform(0, _PAUSE * 2 ** (attempt - 1))  # noqa: S311 - nothing secret

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -32,7 +33,7 @@ from psycopg import errors
 
 from persistence.backends.postgres import steps
 from persistence.backends.postgres.arguments import Life, PostgresArguments, Statement
-from persistence.backends.postgres.batches import ATTEMPTS, CONFLICTS, Batches
+from persistence.backends.postgres.batches import ATTEMPTS, CONFLICTS, Batches, pause
 from persistence.backends.postgres.connection import AsyncPool, Pool, translated
 from persistence.backends.postgres.home import Home
 from persistence.backends.postgres.steps import Listing, Rows, Steps
@@ -231,6 +232,7 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
             except _CONFLICTS:
                 if attempt == ATTEMPTS:
                     raise
+            time.sleep(pause(attempt))
 
     def _page(self, listing: Listing) -> Rows:
         return self._run(listing.page(), self._execute)
@@ -452,6 +454,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
             except _CONFLICTS:
                 if attempt == ATTEMPTS:
                     raise
+            await asyncio.sleep(pause(attempt))
 
     def _pages(self, listing: Listing) -> Iterator[CheckpointTuple]:
         while True:

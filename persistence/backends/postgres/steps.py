@@ -171,7 +171,7 @@ def delete_threads(threads: Sequence[str]) -> Steps[None]:
 def prune(threads: Iterable[str]) -> Steps[None]:
     """Keep the latest state of some threads; one transaction, on one snapshot."""
     yield sql.SNAPSHOT, {}
-    for thread in threads:
+    for thread in sorted(threads):  # two calls at once do not wait for each other in a circle
         nodes = yield from _nodes(thread)
         if nodes:
             answers = yield from _answers(thread, prune_needs(nodes))
@@ -185,7 +185,7 @@ def delete_for_runs(runs: Sequence[str]) -> Steps[None]:
     doomed: dict[str, set[Place]] = {}
     for thread, ns, id_ in found:
         doomed.setdefault(thread, set()).add((ns, id_))
-    for thread, places in doomed.items():
+    for thread, places in sorted(doomed.items()):
         nodes = yield from _nodes(thread)
         answers = yield from _answers(thread, runs_needs(nodes, places))
         yield from _carry_out(thread, runs_plan(thread, nodes, places, *answers))
