@@ -63,6 +63,8 @@ class ArchiveWriter:
             if self._created:
                 self._folder.rmdir()
         os.close(self._lock)
+        if isinstance(error, OSError):
+            raise ArchiveError(f"cannot write archive {self._folder}: {error.strerror}") from None
 
     def add(self, record: Record, text: bytes | None = None) -> None:
         """Append a record; records come in the order of ``persistence.transfer.records``."""

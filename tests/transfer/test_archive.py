@@ -378,6 +378,18 @@ def test_a_huge_claim_takes_no_memory(archive: Path) -> None:
     assert grown < 50_000_000, resource.getpagesize()
 
 
+def test_no_room_for_it(filled: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "full"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    try:
+        with pytest.raises(ArchiveError, match=r"cannot write archive .*full: File too large"):
+            transfer.export(filled, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not folder.exists()
+
+
 def test_export_does_not_overwrite(filled: Path, archive: Path, tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="exists already"):
         transfer.export(filled, archive)
