@@ -429,5 +429,5 @@ def test_a_postgres_database_moves_to_another(filled: Path, postgres_dsn: str) -
     with psycopg.connect(postgres_dsn) as conn:
         conn.execute("UPDATE other.checkpoint_blobs SET blob = blob || 'x' WHERE channel = 'price'")
     assert "channel 'price': the value differs" in str(transfer.verify(one, other).differences[0])
-    with pytest.raises(ConflictError, match="already has thread"):
+    with pytest.raises(ConflictError, match="are the same database"):
         transfer.migrate(one, one)
