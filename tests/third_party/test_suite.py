@@ -17,17 +17,20 @@ import persistence.testing
 import persistence.testing.durable
 from tests.docs.pages import DOCS, blocks
 from tests.support import clean_environment
+from tests.warm import Warm
 
 HERE = Path(__file__).parent
 
 
 def run_suite(
-    folder: Path, *options: str, name: str = "test_filed.py", **environ: str
+    folder: Path, warm: Warm, *options: str, name: str = "test_filed.py", **environ: str
 ) -> Counter[tuple[str, str]]:
     """Run a module of the page in a process of its own; the outcomes by the test's name."""
     (module,) = (block for block in blocks(DOCS / "testing.md") if block.file_name == name)
     (folder / name).write_text(module.text)
     shutil.copy(HERE / "filed.py", folder)
+    # The programs that the suite starts need not import LangGraph anew.
+    (folder / "conftest.py").write_text(f"import sys\nsys.executable = {str(warm.python)!r}\n")
     command = [sys.executable, "-m", "pytest", name, "-q", "--junitxml=result.xml", *options]
     # Another project's settings may be as strict as this; plugins are what it has installed itself.
     command += ["--strict-markers", "-W", "error", "-p", "no:asyncio", "-p", "no:cacheprovider"]
@@ -43,16 +46,16 @@ def run_suite(
 
 
 @pytest.mark.timeout(600)
-def test_every_test_of_the_suite_passes_in_both_colours(tmp_path: Path) -> None:
+def test_every_test_of_the_suite_passes_in_both_colours(tmp_path: Path, warm: Warm) -> None:
     # The model is asked fewer questions here: what it finds in our own savers, tests/contract looks for.
-    outcomes = run_suite(tmp_path, FUZZ_STEPS="10")
+    outcomes = run_suite(tmp_path, warm, FUZZ_STEPS="10")
     assert {key for key in outcomes if key[1] != "passed"} == set(), (tmp_path / "output").read_text()
     exported = {**vars(persistence.testing), **vars(persistence.testing.durable)}
     assert {name for name, _ in outcomes} == {name for name in exported if name.startswith("test_")}
     assert all(count >= 2 for count in outcomes.values())
 
 
-def test_what_breaks_a_clause_is_caught(tmp_path: Path) -> None:
+def test_what_breaks_a_clause_is_caught(tmp_path: Path, warm: Warm) -> None:
     """Each test meets a backend that breaks one clause; the test above has shown that it passes otherwise."""
     broken = {
         "test_limit": "R4",
@@ -61,17 +64,17 @@ def test_what_breaks_a_clause_is_caught(tmp_path: Path) -> None:
         "test_no_value_is_stored_in_plaintext": "S1",
     }
     pairs = " ".join(f"{name}={clause}" for name, clause in broken.items())
-    outcomes = run_suite(tmp_path, "-k", " or ".join(broken), FILED_BREAKS=pairs)
+    outcomes = run_suite(tmp_path, warm, "-k", " or ".join(broken), FILED_BREAKS=pairs)
     assert outcomes == {(name, "failure"): 2 for name in broken}
 
 
-def test_suite_runs_on_a_postgres_of_ones_own(postgres_dsn: str, tmp_path: Path) -> None:
+def test_suite_runs_on_a_postgres_of_ones_own(postgres_dsn: str, tmp_path: Path, warm: Warm) -> None:
     """The module for others' CI; its users write the server's URL without options."""
     parts = conninfo_to_dict(persistence.Dsn.parse(postgres_dsn).conninfo)
     login = ":".join(quote(str(parts[key]), safe="") for key in ("user", "password") if key in parts)
     url = f"postgresql://{login}@{quote(str(parts['host']), safe='')}:{parts['port']}/{parts['dbname']}"
     name = "test_limit"
-    outcomes = run_suite(tmp_path, "-k", name, name="test_matrix.py", MATRIX_POSTGRES=url)
+    outcomes = run_suite(tmp_path, warm, "-k", name, name="test_matrix.py", MATRIX_POSTGRES=url)
     assert outcomes == {(name, "passed"): 6}
 
 
