@@ -153,3 +153,46 @@ def test_rows_that_are_remembered_are_not_too_many() -> None:
     assert len(recent._rows) == _MOST_ROWS
     assert recent.get("4", "", "1") is None
     assert recent.get("5", "", "1") is not None
+
+
+_CHAIN: list[tuple[dict[str, Any], dict[str, str]]] = [
+    ({"topic": ["a"], "title": "t", "log": [1]}, {"topic": "1", "title": "1", "log": "1"}),
+    ({"topic": ["a"], "title": "t", "log": [2]}, {"log": "2"}),
+    ({"topic": ["a"], "title": "t", "log": [3]}, {"log": "3"}),
+    ({"topic": ["changed in place"], "title": "t", "log": [4]}, {"log": "4"}),
+    ({"topic": ["a"], "title": "t", "log": bytearray(b"5")}, {"log": "5"}),
+    ({"topic": ["a"], "title": "t", "log": [6], "no version": None}, {"log": "6"}),
+    ({"topic": ["a"], "title": "t"}, {"log": "7"}),
+    ({"topic": ["a"], "title": "t"}, {}),
+    ({"topic": ["a"], "title": "t"}, {}),
+    ({"topic": ["a"], "title": "t", "log": ["given"]}, {}),
+    ({"topic": ["b"], "title": "t", "log": ["not stored"]}, {"topic": "8"}),
+    ({"topic": ["b"], "title": "t", "log": ["not stored"]}, {"topic": "9"}),
+]
+
+
+def test_values_that_are_carried_from_row_to_row(tmp_path: Path) -> None:
+    """Small rows are put together from the last one's bytes, which another connection may have written."""
+    path = f"sqlite:///{tmp_path}/chat.db"
+    found = []
+    with (
+        persistence.open("memory://") as memory,
+        persistence.open(path) as ours,
+        persistence.open(path) as theirs,
+    ):
+        for savers in ([memory], [ours], [ours] * 3 + [theirs, ours, ours, theirs, theirs]):
+            thread = str(len(savers))
+            config = _at(thread)
+            versions: dict[str, str] = {}
+            states = []
+            for step, (values, new) in enumerate(_CHAIN):
+                values, new = {**values, "step": step}, {**new, "step": str(step)}
+                versions |= new
+                checkpoint: Any = {**_checkpoint(f"{step:03}"), "channel_values": {**values}}
+                checkpoint["channel_versions"] = dict(versions)
+                saver: Any = savers[step % len(savers)].checkpointer
+                config = saver.put(config, checkpoint, {"step": step}, new)
+                states.append(saver.get_tuple(config).checkpoint["channel_values"])
+            found.append(states)
+    assert found[0] == found[1] == found[2]
+    assert found[0][3]["topic"] == ["a"] and type(found[1][4]["log"]) is bytearray
