@@ -37,10 +37,9 @@ CREATE FUNCTION victim() RETURNS text LANGUAGE plpgsql AS $$ BEGIN
 END $$"""
 STUBBORN = """
 CREATE FUNCTION stubborn() RETURNS text LANGUAGE plpgsql AS $$ BEGIN
-    PERFORM pg_sleep(30);
+    PERFORM pg_advisory_xact_lock_shared(2);
 EXCEPTION WHEN query_canceled THEN RAISE division_by_zero;
 END $$"""
-_ASLEEP = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
 _POOL = 6
 _PATIENCE = 60
 """Seconds for what takes milliseconds, on a machine that may be slow."""
@@ -158,7 +157,7 @@ async def test_the_victim_of_a_deadlock_tries_again(batches: Batches, watch: psy
     assert await batches.write(("SELECT victim()", {})) == [("done",)]
     for others in (0, 5):  # the last of a queue is a batch by itself
         watch.execute("SELECT setval('tried', 1, false)")
-        async with busy(batches, watch, waiting=1 + others):
+        async with busy(batches, watch, waiting=others + 1):
             victim = asyncio.ensure_future(batches.write(("SELECT victim()", {})))
             tasks = insert(batches, *range(others))
         await asyncio.gather(*tasks)
@@ -226,16 +225,16 @@ async def test_who_is_cancelled_on_the_way_leaves_the_others_alone(
 
 
 async def test_a_cancelled_batch_that_ends_otherwise_loses_nothing(
-    batches: Batches, watch: psycopg.Connection[Any]
+    batches: Batches, watch: psycopg.Connection[Any], never_stuck: None
 ) -> None:
     """As one does whose deadlock is found while it is cancelled."""
     watch.execute(STUBBORN)
+    watch.execute("SELECT pg_advisory_lock(2)")
     async with busy(batches, watch, waiting=11):
         tasks = insert(batches, *range(5))
         stubborn = asyncio.ensure_future(batches.write(("SELECT stubborn()", {})))
         tasks += insert(batches, *range(5, 10))
-    while not watch.execute(_ASLEEP).fetchall():  # noqa: ASYNC110 - nothing tells it
-        await asyncio.sleep(0.001)
+    await until_held_up(watch, 1)
     stubborn.cancel()
     assert [rows[0][0] for rows in await asyncio.gather(*tasks)] == list(range(10))
     assert stored(watch) == list(range(10))
@@ -406,7 +405,7 @@ def test_nobody_waits_for_an_event_loop_that_ended(postgres_dsn: str) -> None:
             threads.submit(lambda: asyncio.run(saver.aput_writes(config, [("a", 2)], "task"))),
         ]
         loop.run_until_complete(asyncio.sleep(0.2))
-        assert [type(call.exception(5)) for call in calls] == [WrongLoopError] * 2
+        assert [type(call.exception(_PATIENCE)) for call in calls] == [WrongLoopError] * 2
         other.rollback()
     loop.run_until_complete(asyncio.sleep(0.2))  # what was under way goes on
     loop.run_until_complete(db.close())

@@ -324,7 +324,7 @@ def test_an_interrupt_at_any_moment_leaves_nobody_waiting(
     tasks = threads.submit(others)
     with pytest.raises(KeyboardInterrupt):
         batches.read((_ID, {"id": 1}))  # the first that waits, and so the first to lead
-    assert end.exception(10) is None
+    assert end.exception(_PATIENCE) is None
     assert [rows[0][0] for rows in ended(tasks.result())] == list(range(7))
     assert batches._busy == 0
     assert batches._pool.get_stats()["pool_available"] == _POOL
