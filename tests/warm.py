@@ -5,7 +5,7 @@ A program of a page, an example or a tool takes most of its time for the imports
 asks this process for a fork, which gets its arguments, folder, environment, umask and standard streams,
 and imports ``persistence`` itself. The launcher hands on signals and the exit code; when it is killed, so
 is the program, an instant later. To the program, ``sys.executable`` is the launcher, so that what it starts
-is quick as well.
+is quick as well. ``python`` with options, or with more open files than the streams, is started as usual.
 
 This module is also the program that is forked. It has one thread, so that its children lack nothing.
 """
@@ -63,7 +63,8 @@ MODULES = (
 LAUNCHER = """#!{python} -IS
 import _signal, _socket, marshal, os, sys
 name, first = os.path.basename(sys.argv[0]), sys.argv[1:2]
-if name == "python" and first[0].startswith("-") and first[0] not in ("-c", "-m"):
+options = first[0].startswith("-") and first[0] not in ("-c", "-m")
+if name == "python" and (options or len(os.listdir("/dev/fd")) > 4):  # 4: the listing is open itself
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 ended = {{_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM}}
 _signal.pthread_sigmask(_signal.SIG_BLOCK, ended)
