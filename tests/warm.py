@@ -158,6 +158,10 @@ def _guard(launcher: socket.socket) -> Request:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
+        # As an interpreter makes them for what they lead to now; ours may have been files, which can seek.
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - open to the end, as those below
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
         return request
     for number in (*streams, *range(3)):
         os.close(number)
