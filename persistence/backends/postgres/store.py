@@ -115,6 +115,8 @@ class AsyncPostgresStore(UpstreamAsyncStore):
             await pool.putconn(conn)
         return True
 
+    # AsyncBatchedBaseStore of langgraph-checkpoint 4.3.2 calls it before it queues an operation; its own task
+    # gives one operation's error to all. ``test_what_fails_fails_alone`` tells when that is no longer so.
     def _ensure_task(self) -> None:
         if self._task is None or self._task.done():
             self._task = self._loop.create_task(_serve(self._aqueue, weakref.ref(self)))
