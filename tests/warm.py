@@ -77,9 +77,8 @@ streams = b"".join(number.to_bytes(4, sys.byteorder) for number in range(3))
 server.sendmsg([len(request).to_bytes(8, "big")], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, streams)])
 server.sendall(request)
 child = int.from_bytes(server.recv(8), "big")
-for number in ended:
-    if _signal.getsignal(number) != _signal.SIG_IGN:
-        _signal.signal(number, lambda number, frame: os.kill(child, number))
+for number in ended:  # also where it is ignored here, as by workers of pytest-xdist: the program may want it
+    _signal.signal(number, lambda number, frame: os.kill(child, number))
 _signal.pthread_sigmask(_signal.SIG_UNBLOCK, ended)
 code = int.from_bytes(server.recv(8), "big", signed=True)
 if code < 0:
