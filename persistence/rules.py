@@ -6,6 +6,7 @@ and detached from the caller's objects.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS
 
-from persistence.errors import InvalidInputError
+from persistence.errors import InvalidInputError, WrongLoopError
 from persistence.metadata import clean_json, clean_text, metadata_text, number_text, pack_clean
 
 MAX_KEY_BYTES = 2600
@@ -359,6 +360,19 @@ def _highest(versions: Mapping[str, Any]) -> Any:
         return max(versions.values(), key=lambda version: (version, type(version).__name__))
     except TypeError:  # text beside numbers: "2.0" comes after 2.0
         return max(versions.values(), key=lambda version: (str(version), type(version).__name__))
+
+
+def check_loop(own: asyncio.AbstractEventLoop, saver: str) -> None:
+    """Raise ``WrongLoopError`` on the loop that an asynchronous saver belongs to: it must not wait there."""
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    if running is own:
+        raise WrongLoopError(
+            f"a synchronous method of {saver} would block its own event loop",
+            hint="await the method of the same name with an a in front, or call it from another thread",
+        )
 
 
 def _configurable(config: RunnableConfig) -> Mapping[str, Any]:

@@ -22,18 +22,6 @@ class Home:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
 
-    def check_thread(self) -> None:
-        """Raise ``WrongLoopError`` on the loop itself, which must not wait for its own work."""
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        if running is self.loop:
-            raise WrongLoopError(
-                "a synchronous method of AsyncPostgresSaver would block its own event loop",
-                hint="await the method of the same name with an a in front, or call it from another thread",
-            )
-
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Have it run, and wait for it in another thread."""
         future = self._begin(work)

@@ -31,6 +31,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver as OfficialAsyn
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from psycopg import errors
 
+from persistence import rules
 from persistence.backends.postgres import steps
 from persistence.backends.postgres.arguments import Life, PostgresArguments, Statement
 from persistence.backends.postgres.batches import ATTEMPTS, CONFLICTS, Batches, pause
@@ -417,7 +418,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
 
     def _check_thread(self) -> None:
         self._check_open()
-        self._home.check_thread()
+        rules.check_loop(self.loop, "AsyncPostgresSaver")
 
     async def _ask(self, run: Callable[..., Awaitable[Rows]], statement: Statement, *key: Hashable) -> Rows:
         self._check_open()

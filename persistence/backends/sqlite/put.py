@@ -83,12 +83,8 @@ class PutWork:
         together = self._codec.together(own) if unread.keys() <= known.values.keys() else None
         if together is None:
             return False
-        self._unread, self._values, self._together, self._carried = (
-            unread,
-            known.values,
-            together,
-            known.carried,
-        )
+        self._unread, self._values = unread, known.values
+        self._together, self._carried = together, known.carried
         self._row = self._codec.seal(put, known.values, together, known.carried)
         return True
 

@@ -30,7 +30,6 @@ from persistence.backends.sqlite.probe import probe
 from persistence.backends.sqlite.put import PutWork
 from persistence.contract import Probe
 from persistence.delta import Ancestor, delta_history
-from persistence.errors import WrongLoopError
 from persistence.metadata import clean_filter
 from persistence.metrics import ASYNC_OPERATIONS, OPERATIONS, Meter, measured
 
@@ -389,12 +388,4 @@ class AsyncSqliteSaver(_SqliteSaver, OfficialAsyncSqliteSaver):
 
     def _check_sync(self) -> None:
         super()._check_sync()
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            return
-        if running is self.loop:
-            raise WrongLoopError(
-                "a synchronous method of AsyncSqliteSaver would block its own event loop",
-                hint="await the method of the same name with an a in front, or call it from another thread",
-            )
+        rules.check_loop(self.loop, "AsyncSqliteSaver")
