@@ -25,9 +25,8 @@ serde = JsonPlusSerializer()
 def test_reads_back_equal_and_is_its_own_form(value: Any) -> None:
     text = canonical.canonical_json(json.dumps(value))
     assert json.loads(text) == value
-    assert repr(json.loads(text)) == repr(json.loads(json.dumps(value, sort_keys=True))).replace(
-        "-0.0", "0.0"
-    )
+    without_minus = json.loads(json.dumps(value, sort_keys=True), parse_float=lambda text: float(text) + 0.0)
+    assert repr(json.loads(text)) == repr(without_minus)  # -0.0 + 0.0 is 0.0
     assert canonical.canonical_json(text) == text
     assert canonical.json_bytes(json.loads(json.dumps(value))) == text
 

@@ -129,6 +129,6 @@ def test_a_target_without_room(source: Path, tmp_path: Path, open_folder: Path) 
         if as_root:
             os.seteuid(0)
         open_folder.chmod(0o777)
-    assert "readonly database" in str(raised.value)
+    assert "may only be read" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert target.read_bytes() == before

@@ -144,7 +144,7 @@ class SqliteDatabase:
 
     def _connect_file(self, path: Path, readonly: bool) -> sqlite3.Connection:
         self.check_path(path)
-        readonly = readonly or (path.exists() and not os.access(path, os.W_OK))
+        readonly = readonly or (path.exists() and not _may(os.W_OK, path))
         conn: sqlite3.Connection | None = None
         try:
             conn = self._open(file_uri(path, "ro" if readonly else "rwc"))
@@ -168,7 +168,7 @@ class SqliteDatabase:
         try:
             conn.execute("PRAGMA schema_version")
         except sqlite3.OperationalError as error:
-            sealed = not os.access(path.absolute().parent, os.W_OK) and not Path(f"{path}-wal").exists()
+            sealed = not _may(os.W_OK, path.absolute().parent) and not Path(f"{path}-wal").exists()
             if error_code(error) not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY) or not sealed:
                 raise
             conn.close()
@@ -221,7 +221,7 @@ class SqliteDatabase:
         code = error_code(error)
         if code == sqlite3.SQLITE_NOTADB:
             return ConnectError(f"not a SQLite database: {path}", transient=False)
-        if code == sqlite3.SQLITE_CANTOPEN and path.exists() and not os.access(path, os.R_OK):
+        if code == sqlite3.SQLITE_CANTOPEN and path.exists() and not _may(os.R_OK, path):
             return ConnectError(f"no permission to read {path}", transient=False)
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
             return ConnectError(
@@ -264,6 +264,11 @@ def translate(error: BaseException, where: str) -> PersistenceError | None:
     if isinstance(error, sqlite3.IntegrityError) and str(error).startswith(MOVED):
         return SealedError(f"{error}: {where}", hint="use the DSN of the database that it has moved to")
     return None
+
+
+def _may(mode: int, path: Path) -> bool:
+    """Whether this process may do that; as what it acts as, where the system can tell."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
