@@ -194,7 +194,9 @@ def _pgloader(route: Route) -> Sample:
     command = ["pgloader", "--quiet", f"sqlite://{route.source}", url]
     env = {**os.environ, **({"PGPASSWORD": str(given["password"])} if given.get("password") else {})}
     with _timed() as whole:
-        subprocess.run(command, check=True, capture_output=True, text=True, env=env)  # noqa: S603 - found before
+        done = subprocess.run(command, capture_output=True, text=True, env=env)  # noqa: S603 - found before
+    if done.returncode:
+        raise RuntimeError(f"pgloader ended with {done.returncode}: {done.stderr or done.stdout}")
     with closing(sqlite3.connect(route.source)) as conn, psycopg.connect(route.near) as copied:
         for table in ("checkpoints", "writes"):
             query = f"SELECT count(*) FROM {table}"
