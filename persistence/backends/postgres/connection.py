@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection, Connection, errors, waiting
+from psycopg import AsyncConnection, Connection, IsolationLevel, errors, waiting
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
@@ -53,6 +53,8 @@ IDLE_BEFORE_ROUND_TRIP = 30.0
 """Seconds a connection may sit in the pool before it is asked whether it still works."""
 RECONNECT_WINDOW = 10.0
 """Seconds after which the pool's back-off between attempts starts afresh."""
+_ISOLATION = IsolationLevel.READ_COMMITTED
+"""Of transactions, whatever a role or a database says: who has waited for a lock sees what is there then."""
 
 # What a Postgres server or libpq says when another attempt would fail the same way. libpq gives
 # no SQLSTATE for a failed connection; a message in another language is retried, which costs only time.
@@ -168,11 +170,15 @@ def make_pool(dsn: Dsn, settings: Settings) -> Pool:
             pool.drain()
             raise
 
+    def configure(conn: PoolConnection) -> None:
+        conn.isolation_level = _ISOLATION
+        _configure(conn, settings)
+
     pool = ConnectionPool(
         dsn.conninfo,
         connection_class=PoolConnection,
         kwargs={**connect_options(dsn, settings), "cursor_factory": schema_cursor(settings.db_schema)},
-        configure=lambda conn: _configure(conn, settings),
+        configure=configure,
         check=check,
         # The background attempts of psycopg's pool wait twice as long each time, for minutes in the
         # end, and a server that is back would not be noticed. So they give up early and start afresh.
@@ -197,6 +203,7 @@ def make_async_pool(dsn: Dsn, settings: Settings) -> AsyncPool:
             raise
 
     async def configure(conn: AsyncPoolConnection) -> None:
+        await conn.set_isolation_level(_ISOLATION)
         _configure(conn, settings)
 
     async def start_afresh(pool: AsyncConnectionPool[Any]) -> None:

@@ -5,6 +5,9 @@ state. So they run behind PgBouncer in transaction mode; and because every sub-s
 thread as a constant, a database that is distributed by thread asks only one machine.
 
 Placeholders are named, so that one value is one parameter however often it stands there.
+
+Who builds on values that are stored already locks them until it is committed: the parent's row, or the blobs
+(``FOR KEY SHARE``). Who deletes therefore waits for it, and then looks whether anybody needs what is deleted.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ own AS (
 ),
 clash AS (
     SELECT own.channel, {_marker("own")} AS value
-    FROM own CROSS JOIN LATERAL ({_blob("own", "b.type, b.blob")} OFFSET 0) AS b
+    FROM own CROSS JOIN LATERAL ({_blob("own", "b.type, b.blob")} OFFSET 0 FOR KEY SHARE) AS b
     WHERE own.type <> b.type OR own.blob IS DISTINCT FROM b.blob
 )"""
 
@@ -66,7 +69,7 @@ def _kept(search: bool) -> str:
     return f"""
 parent AS MATERIALIZED (
     SELECT p.checkpoint -> 'channel_versions' AS versions, p.checkpoint -> 'channel_values' AS held
-    FROM checkpoints p WHERE {_here("p")} AND p.checkpoint_id = %(parent)s
+    FROM checkpoints p WHERE {_here("p")} AND p.checkpoint_id = %(parent)s FOR KEY SHARE
 ),
 kept AS MATERIALIZED (
     SELECT k.channel, k.version, k.type, k.blob, f.is_known,
@@ -86,7 +89,7 @@ kept AS MATERIALIZED (
         SELECT s.is_known, s.left, {found} AS found,
             COALESCE({found} <> {_NO_VALUE}, {is_named} AND s.left <> 'empty', false) AS is_stored
         FROM (
-            SELECT ({_blob("k", "b.type")}) AS left, {named}
+            SELECT ({_blob("k", "b.type")} FOR KEY SHARE) AS left, {named}
                 COALESCE(parent.versions ->> k.channel = k.version, false) AS is_known OFFSET 0
         ) AS s OFFSET 0
     ) AS f
@@ -205,6 +208,7 @@ def put_known(*, blobs: int, kept: bool) -> str:
     if kept:
         conditions.append(f"""EXISTS (
     SELECT 1 FROM checkpoints p WHERE {_here("p")} AND p.checkpoint_id = %(parent)s AND p.xmin = %(xmin)s::xid
+    FOR KEY SHARE
 )""")
     new = f"""WITH blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
@@ -293,6 +297,22 @@ WITH writes AS (DELETE FROM checkpoint_writes WHERE thread_id = ANY(%(threads)s)
 blobs AS (DELETE FROM checkpoint_blobs WHERE thread_id = ANY(%(threads)s))
 DELETE FROM checkpoints WHERE thread_id = ANY(%(threads)s)"""
 
+
+def _robbed(rows: str) -> str:
+    return f"""
+SELECT EXISTS (
+    SELECT 1 FROM checkpoints c CROSS JOIN LATERAL jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
+    WHERE {rows} AND NOT COALESCE(c.checkpoint -> 'channel_values' ? v.key, false) AND NOT EXISTS (
+        SELECT 1 FROM checkpoint_blobs b WHERE b.thread_id = c.thread_id AND b.checkpoint_ns = c.checkpoint_ns
+        AND b.channel = v.key AND b.version = v.value
+    )
+)"""
+
+
+# After all of them were deleted: whether a checkpoint that was put meanwhile lacks a value.
+ROBBED_THREADS = _robbed("c.thread_id = ANY(%(threads)s)")
+ROBBED_CALLS = _robbed("c.thread_id = %(thread)s AND c.checkpoint_ns = ANY(%(spaces)s)")
+
 SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
 
 NODES = """
@@ -373,8 +393,19 @@ DELETE_BLOBS = f"""
 DELETE FROM checkpoint_blobs b USING unnest(%(channels)s::text[], %(versions)s::text[]) AS g(channel, version)
 WHERE {_here("b")} AND b.channel = g.channel AND b.version = g.version"""
 
+# Whether a checkpoint that was put meanwhile needs what was deleted.
+BUILT_ON = f"""
+SELECT EXISTS (SELECT 1 FROM checkpoints c WHERE {_here("c")} AND c.parent_checkpoint_id = ANY(%(ids)s))
+OR EXISTS (
+    SELECT 1 FROM checkpoints c CROSS JOIN LATERAL jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
+    JOIN unnest(%(channels)s::text[], %(versions)s::text[]) AS g(channel, version)
+        ON v.key = g.channel AND v.value = g.version
+    WHERE {_here("c")}
+)"""
+
 ORPHAN = f"""
-UPDATE checkpoints c SET parent_checkpoint_id = NULL WHERE {_here("c")} AND c.checkpoint_id = ANY(%(ids)s)"""
+UPDATE checkpoints c SET parent_checkpoint_id = NULL
+WHERE {_here("c")} AND c.checkpoint_id = ANY(%(ids)s) AND c.parent_checkpoint_id = ANY(%(deleted)s)"""
 
 DELETE_CALLS = """
 WITH

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from langgraph.checkpoint.base import CheckpointTuple, DeltaChannelHistory
 from langgraph.checkpoint.serde.base import SerializerProtocol
+from psycopg import errors
 
 from persistence import rules
 from persistence.backends.postgres import sql
@@ -164,13 +165,13 @@ def size(row: Sequence[Any]) -> int:
 
 
 def delete_threads(threads: Sequence[str]) -> Steps[None]:
-    """Delete everything of some threads."""
+    """Delete everything of some threads; one transaction."""
     yield sql.DELETE_THREADS, {"threads": list(threads)}
+    yield from _refuse_if(sql.ROBBED_THREADS, {"threads": list(threads)})
 
 
 def prune(threads: Iterable[str]) -> Steps[None]:
-    """Keep the latest state of some threads; one transaction, on one snapshot."""
-    yield sql.SNAPSHOT, {}
+    """Keep the latest state of some threads; one transaction."""
     for thread in sorted(threads):  # two calls at once do not wait for each other in a circle
         nodes = yield from _nodes(thread)
         if nodes:
@@ -179,8 +180,7 @@ def prune(threads: Iterable[str]) -> Steps[None]:
 
 
 def delete_for_runs(runs: Sequence[str]) -> Steps[None]:
-    """Delete the checkpoints of some runs, in all threads; one transaction, on one snapshot."""
-    yield sql.SNAPSHOT, {}
+    """Delete the checkpoints of some runs, in all threads; one transaction."""
     found = yield sql.RUNS, {"runs": list(runs)}
     doomed: dict[str, set[Place]] = {}
     for thread, ns, id_ in found:
@@ -297,7 +297,9 @@ def _answers(thread: str, needs: Needs) -> Steps[tuple[Collection[Place], Mappin
 
 def _carry_out(thread: str, plan: Plan) -> Steps[None]:
     if plan.calls:
-        yield sql.DELETE_CALLS, {"thread": thread, "spaces": plan.calls}
+        calls = {"thread": thread, "spaces": plan.calls}
+        yield sql.DELETE_CALLS, calls
+        yield from _refuse_if(sql.ROBBED_CALLS, calls)
     for ns, ids in plan.delete.items():
         if ns in plan.calls:
             continue
@@ -306,9 +308,17 @@ def _carry_out(thread: str, plan: Plan) -> Steps[None]:
             (channel, version) for channel, version in (yield sql.DELETE_CHECKPOINTS, {**here, "ids": ids})
         }
         if ns in plan.orphans:
-            yield sql.ORPHAN, {**here, "ids": plan.orphans[ns]}
+            yield sql.ORPHAN, {**here, "ids": plan.orphans[ns], "deleted": ids}
         if freed:
             freed.difference_update((c, v) for c, v in (yield sql.REFERENCED, here))
+        blobs = {**here, "channels": [c for c, _ in sorted(freed)], "versions": [v for _, v in sorted(freed)]}
         if freed:
-            channels, versions = zip(*sorted(freed), strict=True)
-            yield sql.DELETE_BLOBS, {**here, "channels": list(channels), "versions": list(versions)}
+            yield sql.DELETE_BLOBS, blobs
+        yield from _refuse_if(sql.BUILT_ON, {**blobs, "ids": ids})
+
+
+def _refuse_if(question: str, params: Mapping[str, Any]) -> Steps[None]:
+    """Begin again if somebody has built on what this transaction deletes, before it was locked."""
+    ((is_so,),) = yield question, params
+    if is_so:
+        raise errors.SerializationFailure("a checkpoint was stored that needs what was to be deleted")
