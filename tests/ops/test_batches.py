@@ -72,6 +72,19 @@ def never_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("persistence.backends.postgres.threads.STUCK", 3600)
 
 
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The longest time that each attempt which met a conflict could have waited."""
+    longest: list[float] = []
+
+    def uniform(least: float, most: float) -> float:
+        longest.append(most)
+        return least
+
+    monkeypatch.setattr("persistence.backends.postgres.conflicts.random.uniform", uniform)
+    return longest
+
+
 def stored(watch: psycopg.Connection[Any]) -> list[int]:
     return [id_ for (id_,) in watch.execute("SELECT id FROM done ORDER BY id")]
 
@@ -152,9 +165,12 @@ async def test_a_commit_that_fails_is_the_error_of_who_caused_it(
     assert stored(watch) == list(range(10))
 
 
-async def test_the_victim_of_a_deadlock_tries_again(batches: Batches, watch: psycopg.Connection[Any]) -> None:
+async def test_the_victim_of_a_deadlock_tries_again(
+    batches: Batches, watch: psycopg.Connection[Any], pauses: list[float]
+) -> None:
     watch.execute(VICTIM)
     assert await batches.write(("SELECT victim()", {})) == [("done",)]
+    assert pauses == [0.005, 0.01, 0.02]
     for others in (0, 5):  # the last of a queue is a batch by itself
         watch.execute("SELECT setval('tried', 1, false)")
         async with busy(batches, watch, waiting=others + 1):

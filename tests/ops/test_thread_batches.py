@@ -34,12 +34,13 @@ from tests.ops.test_batches import (
     VICTIM,
     held_up,
     never_stuck,
+    pauses,
     stored,
     watch,
 )
 from tests.ops.test_lost import KILL
 
-__all__ = ["never_stuck", "watch"]
+__all__ = ["never_stuck", "pauses", "watch"]
 
 _THREADS = 80
 
@@ -157,10 +158,15 @@ def test_a_commit_that_fails_is_the_error_of_who_caused_it(
 
 
 def test_the_victim_of_a_deadlock_tries_again(
-    batches: ThreadBatches, threads: ThreadPoolExecutor, watch: psycopg.Connection[Any], busy: Busy
+    batches: ThreadBatches,
+    threads: ThreadPoolExecutor,
+    watch: psycopg.Connection[Any],
+    busy: Busy,
+    pauses: list[float],
 ) -> None:
     watch.execute(VICTIM)
     assert batches.write(("SELECT victim()", {})) == [("done",)]
+    assert pauses == [0.005, 0.01, 0.02]
     for others in (0, 5):  # the last of a queue is a batch by itself
         watch.execute("SELECT setval('tried', 1, false)")
         busy.begin()

@@ -12,21 +12,21 @@ goes alone, and the others together again. An operation is acknowledged after th
 from __future__ import annotations
 
 import asyncio
-import random
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
-from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from time import monotonic
 from typing import Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import psycopg
-from psycopg import capabilities, errors
+from psycopg import capabilities
 from psycopg.abc import PQGen
 from psycopg_pool import PoolTimeout
 
 from persistence.backends.postgres.arguments import Statement
+from persistence.backends.postgres.conflicts import CONFLICTS, again_async
 from persistence.backends.postgres.connection import AsyncPool, AsyncPoolConnection
 from persistence.backends.postgres.wire import LARGE, size_of
 
@@ -40,11 +40,6 @@ STALLED = 0.05
 """Seconds without any answer, after which those who wait get a further connection."""
 STUCK = 1.0
 """Seconds after which a batch is given up: the lock that stops one operation must not stop the others."""
-ATTEMPTS = 10
-CONFLICTS = (errors.SerializationFailure, errors.DeadlockDetected)
-"""Errors of who got into the way of another transaction: nothing was done, and it may try again."""
-_PAUSE = 0.005
-"""Seconds before the second attempt, at most; twice as many before each further one."""
 _LONG = STUCK / 4
 """Seconds that a batch may take and the next ones be larger."""
 
@@ -198,12 +193,9 @@ class Batches:
         """Run a statement; no other one with the same key in the same transaction."""
         return self._run(statement, self._writes, key)
 
-    async def alone(self, statement: Statement) -> Rows:
+    def alone(self, statement: Statement) -> Awaitable[Rows]:
         """Run a statement now, on a connection of its own."""
-        for _ in range(1, ATTEMPTS):
-            with suppress(*CONFLICTS):
-                return await self._once(statement)
-        return await self._once(statement)
+        return again_async(partial(self._once, statement))
 
     async def _once(self, statement: Statement) -> Rows:
         conn = await self._pool.getconn()
@@ -389,8 +381,3 @@ def outcome(batch: Sent[C], *, is_read: bool, lost: bool) -> Outcome[C]:
 
 def _is_final(error: BaseException | None) -> TypeGuard[Exception]:
     return isinstance(error, Exception) and not isinstance(error, CONFLICTS)
-
-
-def pause(attempt: int) -> float:
-    """Seconds to wait after an attempt met a conflict, so that those who meet again and again part."""
-    return random.uniform(0, _PAUSE * 2 ** (attempt - 1))  # noqa: S311 - nothing secret

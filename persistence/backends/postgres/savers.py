@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -34,7 +33,8 @@ from psycopg import errors
 from persistence import rules
 from persistence.backends.postgres import steps
 from persistence.backends.postgres.arguments import Life, PostgresArguments, Statement
-from persistence.backends.postgres.batches import ATTEMPTS, CONFLICTS, Batches, pause
+from persistence.backends.postgres.batches import Batches
+from persistence.backends.postgres.conflicts import CONFLICTS, again, again_async
 from persistence.backends.postgres.connection import AsyncPool, Pool, translated
 from persistence.backends.postgres.home import Home
 from persistence.backends.postgres.steps import Listing, Rows, Steps
@@ -223,17 +223,15 @@ class PostgresSaver(PostgresArguments, OfficialPostgresSaver):
 
     def _transact(self, begin: Callable[[], Steps[None]]) -> None:
         """Run an operation in one transaction, again where another one came in between."""
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                with translated(self._where), self.pool.connection() as conn, conn.transaction():
-                    operation, rows = begin(), None
-                    while (statement := _next(operation, rows)) is not None:
-                        rows = conn.wait(conn.wire.run(*statement, prepare=False))
-                return
-            except _CONFLICTS:
-                if attempt == ATTEMPTS:
-                    raise
-            time.sleep(pause(attempt))
+
+        def work() -> None:
+            with self.pool.connection() as conn, conn.transaction():
+                operation, rows = begin(), None
+                while (statement := _next(operation, rows)) is not None:
+                    rows = conn.wait(conn.wire.run(*statement, prepare=False))
+
+        with translated(self._where):
+            again(work, _CONFLICTS)
 
     def _page(self, listing: Listing) -> Rows:
         return self._run(listing.page(), self._execute)
@@ -444,18 +442,14 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
             return end.value  # type: ignore[no-any-return]
 
     async def _transact(self, begin: Callable[[], Steps[None]]) -> None:
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                with translated(self._where):
-                    async with self.pool.connection() as conn, conn.transaction():
-                        operation, rows = begin(), None
-                        while (statement := _next(operation, rows)) is not None:
-                            rows = await conn.wait(conn.wire.run(*statement, prepare=False))
-                return
-            except _CONFLICTS:
-                if attempt == ATTEMPTS:
-                    raise
-            await asyncio.sleep(pause(attempt))
+        async def work() -> None:
+            async with self.pool.connection() as conn, conn.transaction():
+                operation, rows = begin(), None
+                while (statement := _next(operation, rows)) is not None:
+                    rows = await conn.wait(conn.wire.run(*statement, prepare=False))
+
+        with translated(self._where):
+            await again_async(work, _CONFLICTS)
 
     def _pages(self, listing: Listing) -> Iterator[CheckpointTuple]:
         while True:

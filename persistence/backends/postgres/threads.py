@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Hashable
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from time import monotonic
 
 import psycopg
@@ -22,8 +23,6 @@ from psycopg_pool import PoolTimeout
 from persistence.backends.postgres.arguments import Statement
 from persistence.backends.postgres.batches import (
     AT_ONCE,
-    ATTEMPTS,
-    CONFLICTS,
     STALLED,
     STUCK,
     Rows,
@@ -33,6 +32,7 @@ from persistence.backends.postgres.batches import (
     outcome,
     taken,
 )
+from persistence.backends.postgres.conflicts import again
 from persistence.backends.postgres.connection import Pool, PoolConnection
 from persistence.backends.postgres.wire import LARGE, size_of
 
@@ -133,10 +133,7 @@ class ThreadBatches:
 
     def alone(self, statement: Statement) -> Rows:
         """Run a statement now, on a connection of its own."""
-        for _ in range(1, ATTEMPTS):
-            with suppress(*CONFLICTS):
-                return self._once(statement)
-        return self._once(statement)
+        return again(partial(self._once, statement))
 
     def _once(self, statement: Statement) -> Rows:
         # Not `with pool.connection()`: that also looks for a transaction to commit, and there is none.
