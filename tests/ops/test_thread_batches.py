@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,12 +13,14 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg
+import psycopg_pool
 import pytest
 from psycopg import errors
 from psycopg_pool import PoolTimeout
 
 import persistence
-from persistence.backends.postgres import steps
+from persistence.backends.postgres import conflicts, steps
+from persistence.backends.postgres import threads as threads_module
 from persistence.backends.postgres.connection import make_pool
 from persistence.backends.postgres.threads import ThreadBatches, _Batch
 from persistence.dsn import Dsn
@@ -261,11 +265,11 @@ def test_an_interrupt_from_the_keyboard_ends_one_and_the_others_go_on(
     request: pytest.FixtureRequest,
     is_slow: bool,
 ) -> None:
-    """While its batch is under way; or while it waits, since all connections are in use."""
+    """While its statement is under way; or while it waits, since all connections are in use."""
     me = threading.get_ident()
 
     def interrupt() -> None:
-        while len(batches._writes) < 6:
+        while len(batches._writes) < 5 or not batches._pool.get_stats()["requests_waiting"]:
             time.sleep(0.001)
         if is_slow:
             busy.end()
@@ -295,27 +299,34 @@ def test_an_interrupt_from_the_keyboard_ends_one_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("when", ["before it leads", "before its batch", "after its batch"])
-def test_an_interrupt_at_any_moment_leaves_nobody_waiting(
+def test_a_thread_that_ends_at_any_moment_leaves_nobody_waiting(
     batches: ThreadBatches,
     threads: ThreadPoolExecutor,
     busy: Busy,
     monkeypatch: pytest.MonkeyPatch,
     when: str,
 ) -> None:
-    me = threading.get_ident()
+    """As some libraries raise an exception in another thread."""
+    ending: list[int] = []
     lead, run = ThreadBatches._lead, _Batch.run
 
     def interrupted_lead(self: ThreadBatches, *args: Any) -> None:
-        if threading.get_ident() == me and when == "before it leads":
-            raise KeyboardInterrupt
+        if threading.get_ident() in ending and when == "before it leads":
+            raise SystemExit
         lead(self, *args)
 
     def interrupted_run(self: _Batch, *args: Any) -> None:
-        if threading.get_ident() == me and when == "before its batch":
-            raise KeyboardInterrupt
+        if threading.get_ident() in ending and when == "before its batch":
+            raise SystemExit
         run(self, *args)
-        if threading.get_ident() == me:
-            raise KeyboardInterrupt
+        if threading.get_ident() in ending:
+            raise SystemExit
+
+    def first() -> None:  # the first that waits, and so the first to lead
+        ending.append(threading.get_ident())
+        with pytest.raises(SystemExit):
+            batches.read((_ID, {"id": 1}))
+        ending.clear()
 
     monkeypatch.setattr(ThreadBatches, "_lead", interrupted_lead)
     monkeypatch.setattr(_Batch, "run", interrupted_run)
@@ -328,12 +339,41 @@ def test_an_interrupt_at_any_moment_leaves_nobody_waiting(
         return [threads.submit(batches.read, (_ID, {"id": id_})) for id_ in range(7)]
 
     tasks = threads.submit(others)
-    with pytest.raises(KeyboardInterrupt):
-        batches.read((_ID, {"id": 1}))  # the first that waits, and so the first to lead
+    threads.submit(first).result(_PATIENCE)
     assert end.exception(_PATIENCE) is None
     assert [rows[0][0] for rows in ended(tasks.result())] == list(range(7))
     assert batches._busy == 0
     assert batches._pool.get_stats()["pool_available"] == _POOL
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_between_any_two_calls_loses_neither_a_connection_nor_a_turn(
+    batches: ThreadBatches, threads: ThreadPoolExecutor
+) -> None:
+    """As Ctrl-C, which the interpreter raises where a function begins or has called one."""
+    ours = {module.__file__ for module in (threads_module, conflicts, psycopg_pool.pool)}
+    calls, moment = itertools.count(), -1
+
+    def interrupt(frame: Any, event: str, arg: Any) -> None:
+        if event in ("call", "c_return") and frame.f_code.co_filename in ours and next(calls) == moment:
+            raise KeyboardInterrupt
+
+    while next(calls) > moment:  # the last one came so far
+        calls, moment = itertools.count(), moment + 1
+        sys.setprofile(interrupt)
+        try:
+            batches.read((_ID, {"id": 1}))
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        batches._pool.wait(_PATIENCE)
+        assert batches._busy == 0
+    assert moment > 20
+    held = [batches._pool.getconn(_PATIENCE) for _ in range(_POOL)]
+    for conn in held:
+        batches._pool.putconn(conn)
+    assert len(ended(insert(batches, threads, *range(16)))) == 16
 
 
 def test_savers_share_too_and_tell_each_its_own_error(

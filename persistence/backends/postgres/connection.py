@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import select
+import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from time import monotonic
@@ -72,6 +73,17 @@ class PoolConnection(Connection[DictRow]):
 
     checked_out: float = 0.0
     wire: Wire
+    home: weakref.ref[ConnectionPool[Any]] | None = None
+
+    def __del__(self, *_: object) -> None:
+        """Have the pool make another one if Ctrl-C lost this on its way: what the pool drops, it closes."""
+        pool = self.home() if self.home is not None else None
+        if pool is None or pool.closed or self.closed:
+            super().__del__()
+        else:
+            self.close()
+            self._pool = pool
+            pool.putconn(self)
 
 
 class AsyncPoolConnection(AsyncConnection[DictRow]):
@@ -172,6 +184,7 @@ def make_pool(dsn: Dsn, settings: Settings) -> Pool:
 
     def configure(conn: PoolConnection) -> None:
         conn.isolation_level = _ISOLATION
+        conn.home = weakref.ref(pool)
         _configure(conn, settings)
 
     pool = ConnectionPool(

@@ -2,6 +2,8 @@
 
 There is no thread beside those of the callers. Who comes back from the server wakes the one that has waited
 longest, and that one takes along what the others want who wait.
+
+The main thread always goes alone: Ctrl-C interrupts it, between any two lines, so nobody may depend on it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Hashable
 from contextlib import suppress
 from enum import Enum
 from functools import partial
+from threading import current_thread, main_thread
 from time import monotonic
 
 import psycopg
@@ -144,7 +147,7 @@ class ThreadBatches:
             self._pool.putconn(conn)
 
     def _run(self, statement: Statement, queue: deque[_Call], key: Hashable | None) -> Rows:
-        if (size := size_of(statement[1])) >= LARGE:
+        if (size := size_of(statement[1])) >= LARGE or current_thread() is main_thread():
             return self.alone(statement)
         call = _Call(statement, size, key)
         try:
