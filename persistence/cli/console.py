@@ -11,9 +11,10 @@ import sys
 import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persistence.errors import PersistenceError
+from persistence.errors import ConfigurationError, PersistenceError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,12 +108,27 @@ def explain(error: BaseException) -> tuple[str, str, str | None, int]:
         return "interrupted", "interrupted", None, INTERRUPTED
     if isinstance(error, SystemExit):
         return "terminated", "terminated by a signal", None, int(error.code or OK)
+    if isinstance(error, FileNotFoundError) and _is_nowhere():
+        return explain(
+            ConfigurationError(
+                "the working directory does not exist any more",
+                hint="change to one that exists, or name all files by absolute paths",
+            )
+        )
     return (
         "internal",
         f"unexpected {type(error).__name__}: {error}",
         "run again with --debug and report this with the traceback",
         FAILED,
     )
+
+
+def _is_nowhere() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def fail_usage(message: str, hint: str | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,7 +14,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.cli.conftest import Run
-from tests.support import Result
+from tests.support import COMMAND, Result, clean_environment
 
 SECRET = "hunter2-geheim"
 QUICK = {"PERSISTENCE_CONNECT_ATTEMPTS": "2", "PERSISTENCE_CONNECT_BACKOFF": "0.05"}
@@ -256,3 +257,17 @@ def test_errors_as_json(run: Run, arguments: list[str], code: str, exit_code: in
 )
 def test_wrong_setting(run_script: Run, variable: str, value: str) -> None:
     assert_one_line(run_script("status", env={variable: value}), 2, variable)
+
+
+def test_a_working_directory_that_was_removed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    script = f"cd gone && rmdir ../gone && exec {COMMAND} setup --dsn sqlite:///chat.db"
+    result = subprocess.run(
+        ["/bin/sh", "-c", script],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert_one_line(result, 2, "the working directory does not exist any more", "absolute")

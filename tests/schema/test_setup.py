@@ -292,3 +292,29 @@ def test_large_values_are_compressed_by_lz4_where_the_server_has_it(postgres_sch
         tables.set_compression("pglz")
     assert place.run(_COMPRESSION) == [("checkpoint_blobs", "p"), ("checkpoint_writes", "p")]
     assert schema.check(place.provider) == []
+
+
+def test_partitioned_tables_are_refused_before_anything_is_made_and_can_be_completed_by_hand(
+    postgres_place: Place,
+) -> None:
+    postgres_place.run("""
+        CREATE TABLE checkpoints (
+            thread_id TEXT NOT NULL, checkpoint_ns TEXT NOT NULL DEFAULT '', checkpoint_id TEXT NOT NULL,
+            parent_checkpoint_id TEXT, type TEXT, checkpoint JSONB NOT NULL,
+            metadata JSONB NOT NULL DEFAULT jsonb_build_object(),
+            PRIMARY KEY (thread_id, checkpoint_ns, checkpoint_id)
+        ) PARTITION BY HASH (thread_id)""")
+    for repair in (False, True):
+        with pytest.raises(SchemaError, match="cannot be run on partitioned tables: checkpoints in") as error:
+            schema.setup(postgres_place.provider, repair=repair)
+        assert "CONCURRENTLY" in (error.value.hint or "")
+    tables = (
+        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace"
+    )
+    assert postgres_place.run(tables) == [("checkpoints",)]
+    with PostgresTables(postgres_place.provider) as made:
+        by_hand = made.langgraph_sql().replace("CONCURRENTLY", "")
+    with psycopg.connect(postgres_place.dsn, autocommit=True) as conn:
+        conn.execute(by_hand.encode())
+    schema.setup(postgres_place.provider)
+    assert schema.check(postgres_place.provider) == []

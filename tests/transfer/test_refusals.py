@@ -11,7 +11,9 @@ import pytest
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 
+import persistence
 from persistence import transfer
+from persistence.errors import SchemaError
 from tests.transfer import make
 
 
@@ -189,3 +191,16 @@ def test_an_export_that_is_refused_leaves_no_archive(tmp_path: Path) -> None:
     with pytest.raises(transfer.RefusedError):
         transfer.export(path, archive)
     assert not archive.exists()
+
+
+@pytest.mark.parametrize("other", ["bigint", "smallint"])
+def test_a_column_of_another_type_is_named(tmp_path: Path, postgres_dsn: str, other: str) -> None:
+    path = tmp_path / "a.db"
+    with make.database(path) as saver:
+        make.put(saver, "bad", {"a": [1]})
+        saver.put_writes(config("bad"), [("a", 1)], "task")
+    persistence.open(postgres_dsn).close()
+    with psycopg.connect(postgres_dsn, autocommit=True) as conn:
+        conn.execute(f"ALTER TABLE checkpoint_writes ALTER idx TYPE {other}".encode())
+    with pytest.raises(SchemaError, match="LangGraph gives it: COPY checkpoint_writes, line 1, column idx"):
+        transfer.migrate(path, postgres_dsn)

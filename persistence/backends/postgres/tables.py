@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Literal, cast
@@ -121,6 +121,17 @@ WHERE NOT i.indisvalid AND c.relname = ANY (%(names)s) AND ic.relname = ANY (%(i
     + _HERE
 )
 
+_PARTITIONED = (
+    """
+SELECT c.relname::text AS name
+FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'p' AND c.relname = ANY (%(names)s)
+"""
+    + _HERE
+    + "ORDER BY name"
+)
+
 # Two schemas do not wait for each other; no schema and the schema that this resolves to do.
 # The holder is idle in a transaction for as long as setup takes: the server must not end it for that.
 _TRY_LOCK = """
@@ -217,6 +228,7 @@ class PostgresTables:
         with self._explained():
             self._create_schema()
             pending = self.langgraph_pending()
+            self._refuse_partitioned(pending)
             connection = self._connection()
             PostgresSaver(connection).setup()
             PostgresStore(connection).setup()
@@ -225,6 +237,16 @@ class PostgresTables:
                     self.set_compression("lz4")
                 # A setup that was killed leaves an index half built, and IF NOT EXISTS takes it for made.
                 self._rebuild_invalid_indexes()
+
+    def _refuse_partitioned(self, migrations: Iterable[str]) -> None:
+        """LangGraph's migrations make indexes concurrently, which fails on these in the middle of them."""
+        kinds = tuple(name.removesuffix("_migrations") for name in migrations)
+        names = [name for name in REQUIRED if name.startswith(kinds)]
+        if found := [row["name"] for row in self._rows(_PARTITIONED, names=names)]:
+            raise SchemaError(
+                f"LangGraph's setup cannot be run on partitioned tables: {', '.join(found)} in {self._dsn}",
+                hint="run the output of `persistence schema sql` there by hand, without CONCURRENTLY",
+            )
 
     def set_compression(self, method: str) -> None:
         """How large values are compressed from now on; lz4 takes a fraction of the time of ``pglz``."""
@@ -235,6 +257,7 @@ class PostgresTables:
         """Run every migration of LangGraph's again, recorded or not. All of them may be repeated."""
         with self._explained():
             self._create_schema()
+            self._refuse_partitioned(_MIGRATIONS)
             connection = self._connection()
             for statement in _repeatable_steps():
                 connection.execute(statement.encode())

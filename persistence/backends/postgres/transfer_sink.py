@@ -26,7 +26,7 @@ from persistence.backends.postgres.transfer_rows import Rows
 from persistence.backends.postgres.transfer_source import PostgresSource
 from persistence.backends.postgres.transfer_store import PostgresStoreSink
 from persistence.backends.postgres.transfer_versions import Placement, Versions
-from persistence.errors import ConflictError, TransferError
+from persistence.errors import ConflictError, SchemaError, TransferError
 from persistence.transfer.canonical import NotCanonicalError
 from persistence.transfer.formats import Formats
 from persistence.transfer.keys import Key, kind_of
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 _LOCK_WAIT = 10.0
 """Seconds to wait for another transfer: a killed one's connection may outlive it for a moment."""
 _LOCK_POLL = 0.2
+_OTHER_TYPE = (errors.ProtocolViolation, errors.InvalidBinaryRepresentation)
+"""What the server says of a binary field that is shorter or longer than the column's type."""
 
 _TABLES = {
     "checkpoint_blobs": "thread_id, checkpoint_ns, channel, version, type, blob",
@@ -187,9 +189,16 @@ class PostgresSink:
                 continue
             mine = [HEADER, *mine, TRAILER]
             statement = f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)"
-            with cursor.copy(statement.encode()) as copy:
-                for start in range(0, len(mine), _ROWS_AT_ONCE):
-                    copy.write(b"".join(mine[start : start + _ROWS_AT_ONCE]))
+            try:
+                with cursor.copy(statement.encode()) as copy:
+                    for start in range(0, len(mine), _ROWS_AT_ONCE):
+                        copy.write(b"".join(mine[start : start + _ROWS_AT_ONCE]))
+            except _OTHER_TYPE as error:
+                raise SchemaError(
+                    f"a column in {self.label} has another type than LangGraph gives it: "
+                    f"{error.diag.context or table}",
+                    hint="compare it with the output of `persistence schema sql`, and alter it",
+                ) from None
 
     @contextmanager
     def transaction(self) -> Iterator[Cursor[tuple[Any, ...]]]:
