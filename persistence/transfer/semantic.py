@@ -134,11 +134,8 @@ class Tuples:
     ) -> tuple[CheckpointTuple, CheckpointTuple]:
         """Take out what one saver shows and the other does not, where it is what the other's rows say."""
         one, other = self._sides
-        if one.official.migrates_sends != other.official.migrates_sends:
-            if one.official.migrates_sends:
-                theirs = _with_sends(theirs, other.official)
-            else:
-                mine = _with_sends(mine, one.official)
+        if one.official.migrates_sends or other.official.migrates_sends:
+            mine, theirs = _with_sends(mine, one.official), _with_sends(theirs, other.official)
         if one.official.carries_snapshots != other.official.carries_snapshots:
             if one.official.carries_snapshots:
                 _remember(other, theirs)
@@ -202,14 +199,27 @@ def _not_carried(item: CheckpointTuple, plain: CheckpointTuple, side: _Side) -> 
 
 
 def _with_sends(item: CheckpointTuple, official: Official) -> CheckpointTuple:
-    """The tuple as the Postgres saver would show it: with the sends that its parent has as pending writes."""
+    """The tuple as the Postgres saver would show it: with the sends that its parent has as pending writes.
+
+    That saver has the database sort them by task, in the order of its collation. So what it shows is put into
+    the order of the pending writes, which all savers sort by bytes, provided that it is the same sends.
+    """
     checkpoint, config = item.checkpoint, item.config["configurable"]
     if checkpoint.get("v", _MIGRATED_BELOW) >= _MIGRATED_BELOW or item.parent_config is None:
+        return item
+    if official.migrates_sends and TASKS not in _values(item):
         return item
     parent_id = item.parent_config["configurable"]["checkpoint_id"]
     parent = official.tuple(config["thread_id"], config["checkpoint_ns"], parent_id)
     sends = [value for _, channel, value in (parent and parent.pending_writes) or () if channel == TASKS]
+    if official.migrates_sends and not _same_sends(sends, _values(item)[TASKS]):
+        return item
     return _in_channel(item, sends) if sends else item
+
+
+def _same_sends(sends: Sequence[Any], shown: Any) -> bool:
+    """Whether they are the same in whatever order."""
+    return isinstance(shown, list) and sorted(map(_hash, sends)) == sorted(map(_hash, shown))
 
 
 def _with_own_sends(item: CheckpointTuple) -> CheckpointTuple:

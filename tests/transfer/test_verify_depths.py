@@ -14,6 +14,7 @@ from typing import Any
 import ormsgpack
 import psycopg
 import pytest
+from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
 from langgraph.checkpoint.serde.types import TASKS
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -160,6 +161,28 @@ def test_sends_of_an_old_format(tmp_path: Path, postgres_dsn: str) -> None:
     assert semantic(postgres_dsn, path).equal
     with psycopg.connect(postgres_dsn) as conn:
         conn.execute("UPDATE checkpoint_writes SET blob = %s WHERE idx = 1", [ormsgpack.packb("x")])
+    assert {found.channel for found in semantic(path, postgres_dsn).differences} == {TASKS}
+
+
+def test_sends_of_an_old_format_in_the_order_of_a_database_that_does_not_sort_by_bytes(
+    tmp_path: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LangGraph's saver has the database sort them: English puts a before B, bytes B before a."""
+    path = tmp_path / "old.db"
+    with make.database(path) as saver:
+        parent = make.put(saver, "t", {"a": 1}, id="1", v=3)
+        config: Any = {"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": parent}}
+        for task in "aB":
+            saver.put_writes(config, [(TASKS, Send(task, 1))], task)
+        make.put(saver, "t", {"a": 2}, versions={"a": "2"}, id="2", v=3, parent=parent)
+    transfer.migrate(path, postgres_dsn)
+    english = PostgresSaver.SELECT_PENDING_SENDS_SQL.replace("task_id, idx)", "lower(task_id), idx)")
+    assert english != PostgresSaver.SELECT_PENDING_SENDS_SQL
+    monkeypatch.setattr(PostgresSaver, "SELECT_PENDING_SENDS_SQL", english)
+    assert semantic(path, postgres_dsn).equal
+    assert semantic(postgres_dsn, path).equal
+    with psycopg.connect(postgres_dsn) as conn:
+        conn.execute("UPDATE checkpoint_writes SET task_id = 'A' WHERE task_id = 'a'")
     assert {found.channel for found in semantic(path, postgres_dsn).differences} == {TASKS}
 
 
