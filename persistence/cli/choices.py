@@ -49,7 +49,8 @@ OnConflict = Annotated[
     typer.Option(
         "--on-conflict",
         metavar="error|skip|replace|merge",
-        help="What to do about threads and items that TARGET has already.",
+        help="What to do about threads and items that TARGET has already."
+        " What is replaced is gone: undo does not bring it back.",
     ),
 ]
 OnReject = Annotated[

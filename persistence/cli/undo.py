@@ -100,7 +100,11 @@ def undo(
         ("run", undone.run_id),
         ("target", undone.target),
         ("threads", f"{undone.threads:,}"),
-        *([("items", f"{undone.items:,} of the store")] if undone.items else []),
+        *(
+            [("items", f"{undone.items:,} of the store; what these replaced is not back")]
+            if undone.items
+            else []
+        ),
         ("checkpoints", f"{undone.checkpoints:,} removed"),
         ("pending writes", f"{undone.writes:,} removed"),
     ]

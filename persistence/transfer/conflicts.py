@@ -50,7 +50,8 @@ def decide(
     if on_conflict == "error":
         raise ConflictError(
             f"{sink.label} already has thread {existing[0]!r}",
-            hint=f"{room}; or say with --on-conflict whether to skip, replace or merge such threads",
+            hint=f"{room}; or say with --on-conflict whether"
+            " to skip, replace (undo does not bring back what is replaced) or merge such threads",
         )
     if on_conflict == "merge":
         differing = [describe(record) for record, held in merged(source, sink, existing) if held]

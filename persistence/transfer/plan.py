@@ -326,6 +326,8 @@ def _runs_and_threads(
         return [_threads("conflict", error.message, error.hint or "", there)]
     if run is None:
         doing = f"--on-conflict {options.on_conflict}"
+        if options.on_conflict == "replace":
+            doing += ": what they hold is deleted, and undo does not bring it back, so export it first"
         what = "threads exist in the target already"
         return [_threads("note", what, f"what is done about them: {doing}", there)] if actions else []
     if run.state == "finished":

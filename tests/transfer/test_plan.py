@@ -289,6 +289,12 @@ def test_threads_that_are_there(database: Path, tmp_path: Path, postgres_dsn: st
     assert conflict.examples == ["thread 'chat 1 é'", "thread 'log'"]
     assert not plan.would_move
     assert plan.exit_code == 6
+    assert "to skip, replace (undo does not bring back what is replaced) or merge" in conflict.advice
+    choices: tuple[transfer.OnConflict, ...] = ("skip", "replace")
+    for choice in choices:
+        advised = transfer.plan(database, postgres_dsn, options=transfer.Options(on_conflict=choice))
+        note = found(advised)["existing-threads"]
+        assert (note.severity, "undo does not bring it back" in note.advice) == ("note", choice == "replace")
     others = transfer.Options(select=transfer.Selection(threads=["chat 0 é"]))
     assert transfer.plan(database, postgres_dsn, options=others).would_move
 
