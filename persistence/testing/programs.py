@@ -35,7 +35,8 @@ def failing_graph(saver: Any) -> Any:
     def fails(state: Work) -> Work:
         attempts["fails"] += 1
         if attempts["fails"] == 1:
-            # LangGraph loses what a node did that ends while another one's failure ends the run.
+            # LangGraph loses what a node did that ends while another one's failure ends the run. It takes it
+            # after the node has returned, and with durability "exit" nothing outside shows when.
             worked.wait(60)
             time.sleep(0.1)
         if attempts["fails"] < 4:
