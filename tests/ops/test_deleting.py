@@ -118,6 +118,26 @@ def test_who_builds_on_what_is_deleted_loses_nothing(
     assert delete == "thread" or "3" in found
 
 
+@pytest.mark.parametrize("delete", ["prune", "run"])
+def test_who_builds_on_what_is_deleted_is_seen_even_if_it_needs_no_value(place: Place, delete: str) -> None:
+    """It could need the writes of its ancestors; here it loses its parent, as whoever was there before."""
+    thread, versions = next(FRESH), {"kept": "1"}
+    put(place.deleting, at(thread), "1", {"kept": "in the row"}, versions)
+    put(place.deleting, at(thread, "1"), "2", {"kept": "too"}, {"kept": "2"})
+    with ThreadPoolExecutor(2) as threads:
+        place.hold(WHEN["who puts"])
+        one = threads.submit(put, place.putting, at(thread, "1"), "3", {"kept": "in the row"}, versions, {})
+        place.until_waiting(1, one)
+        other = threads.submit(DELETE[delete], place.deleting, thread)
+        place.until_waiting(2, other)
+        place.let_go(WHEN["who puts"])
+        one.result(_PATIENCE)
+        other.result(_PATIENCE)
+    found = place.putting.get_tuple(at(thread))
+    assert found.checkpoint["channel_values"] == {"kept": "in the row"}
+    assert found.parent_config is None
+
+
 @pytest.mark.parametrize("delete", DELETE)
 @pytest.mark.parametrize("backend", ["sqlite", "postgres"])
 def test_what_a_saver_remembers_is_not_taken_for_stored_once_another_has_deleted_it(
