@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from langgraph.store.base import BaseStore
+from langgraph.store.base import BaseStore, GetOp, PutOp
+from langgraph.store.sqlite.base import SqliteStore as UpstreamStore
 
 import persistence
-from persistence.errors import ClosedError
+from persistence.errors import ClosedError, SchemaError
+from persistence.settings import Settings
 
 HERE = ("a", "b")
 
@@ -101,3 +104,72 @@ async def test_calls_after_close(dsn: str) -> None:
     assert store is not None
     results = await asyncio.gather(*(store.aget(HERE, "x") for _ in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [ClosedError] * 3
+
+
+def test_who_reads_and_then_writes_has_waited_before(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = UpstreamStore._batch_get_ops
+    with persistence.open(dsn) as db, sqlite3.connect(dsn.removeprefix("sqlite:///"), timeout=0) as conn:
+        assert db.store is not None
+
+        def somebody_else_writes(store: UpstreamStore, *arguments: Any) -> None:
+            read(store, *arguments)
+            with suppress(sqlite3.OperationalError):
+                conn.execute("INSERT INTO store (prefix, key, value) VALUES ('x', 'x', '{}')")
+                conn.commit()
+
+        monkeypatch.setattr(UpstreamStore, "_batch_get_ops", somebody_else_writes)
+        assert db.store.batch([GetOp(HERE, "a"), PutOp(HERE, "a", {"i": 1})]) == [None, None]
+        monkeypatch.undo()
+        assert (item := db.store.get(HERE, "a")) is not None
+        assert item.value == {"i": 1}
+
+
+def test_batch_that_fails_leaves_nothing(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def more_queries(store: UpstreamStore, ops: Any) -> Any:
+        queries, embedding = queries_of(store, ops)
+        return [*queries, ("INSERT INTO store (prefix) VALUES (NULL)", [])], embedding
+
+    queries_of = UpstreamStore._prepare_batch_PUT_queries
+    with persistence.open(dsn) as db:
+        assert db.store is not None
+        monkeypatch.setattr(UpstreamStore, "_prepare_batch_PUT_queries", more_queries)
+        with pytest.raises(sqlite3.IntegrityError):
+            db.store.put(HERE, "a", {})
+        monkeypatch.undo()
+        assert db.store.get(HERE, "a") is None
+        db.store.put(HERE, "a", {})
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_what_is_no_operation_is_awaited(kind: str, dsn: str, postgres_dsn: str) -> None:
+    """An application's code is the same on both: ``await store.setup()``, as of LangGraph's own."""
+    settings = Settings(setup_on_open=False)
+    async with persistence.aopen(dsn if kind == "sqlite" else postgres_dsn, settings=settings) as db:
+        store: Any = db.store
+        with pytest.raises(SchemaError):
+            await store.sweep_ttl()
+        await store.setup()
+        await store.setup()
+        await store.aput(HERE, "a", {}, ttl=60)
+        await store.start_ttl_sweeper()
+        assert await store.sweep_ttl() == 0
+        assert await store.stop_ttl_sweeper()
+    with pytest.raises(ClosedError):
+        await store.sweep_ttl()
+    with pytest.raises(ClosedError):
+        await store.setup()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_setup_and_sweeping(kind: str, dsn: str, postgres_dsn: str) -> None:
+    settings = Settings(setup_on_open=False)
+    with persistence.open(dsn if kind == "sqlite" else postgres_dsn, settings=settings) as db:
+        store: Any = db.store
+        with pytest.raises(SchemaError):
+            store.sweep_ttl()
+        store.setup()
+        store.put(HERE, "a", {}, ttl=60)
+        assert store.sweep_ttl() == 0
+    for call in (store.sweep_ttl, store.setup):
+        with pytest.raises(ClosedError):
+            call()

@@ -68,6 +68,16 @@ class PostgresStore(UpstreamStore):
                 super().batch(trip.puts)
             return trip.results
 
+    def setup(self) -> None:
+        """Make LangGraph's tables; ``persistence setup`` does more."""
+        with translated(cast(Pool, self.conn).name):
+            super().setup()
+
+    def sweep_ttl(self) -> int:
+        """Delete the items whose time is over."""
+        with translated(cast(Pool, self.conn).name):
+            return super().sweep_ttl()
+
     def _make(self, trip: _Trip, pool: Pool) -> bool:
         if not trip.statements:
             return True
@@ -100,6 +110,16 @@ class AsyncPostgresStore(UpstreamAsyncStore):
             if trip.puts:
                 await super().abatch(trip.puts)
             return trip.results
+
+    async def setup(self) -> None:
+        """As :meth:`PostgresStore.setup`."""
+        with translated(cast(AsyncPool, self.conn).name):
+            await super().setup()
+
+    async def sweep_ttl(self) -> int:
+        """As :meth:`PostgresStore.sweep_ttl`."""
+        with translated(cast(AsyncPool, self.conn).name):
+            return await super().sweep_ttl()
 
     async def _make(self, trip: _Trip, pool: AsyncPool) -> bool:
         if not trip.statements:

@@ -13,7 +13,7 @@ from langgraph.store.base import BaseStore
 
 from persistence.backends.sqlite.connection import SqliteDatabase
 from persistence.backends.sqlite.savers import AsyncSqliteSaver, SqliteSaver
-from persistence.backends.sqlite.store import SqliteStore
+from persistence.backends.sqlite.store import AsyncSqliteStore, SqliteStore
 from persistence.contract import Probe, ServerInfo
 from persistence.serializer import make_serializer
 from persistence.settings import Settings
@@ -21,6 +21,8 @@ from persistence.settings import Settings
 
 class _Sqlite:
     """What both colours share."""
+
+    _store_class: type[SqliteStore]
 
     def __init__(self, database: SqliteDatabase, saver: SqliteSaver | AsyncSqliteSaver) -> None:
         self._database = database
@@ -37,7 +39,7 @@ class _Sqlite:
         """The store, on a connection that the first operation makes."""
         with self._lock:
             if self._store is None:
-                self._store = SqliteStore(self._database)
+                self._store = self._store_class(self._database)
             return self._store
 
     def figures(self) -> Mapping[str, float]:
@@ -61,6 +63,8 @@ class _Sqlite:
 class SqliteBackend(_Sqlite):
     """A SQLite database for synchronous code."""
 
+    _store_class = SqliteStore
+
     def __init__(self, database: SqliteDatabase, settings: Settings) -> None:
         super().__init__(database, SqliteSaver(database, serde=make_serializer(settings)))
 
@@ -80,6 +84,8 @@ class SqliteBackend(_Sqlite):
 
 class AsyncSqliteBackend(_Sqlite):
     """A SQLite database for an event loop."""
+
+    _store_class = AsyncSqliteStore
 
     def __init__(self, database: SqliteDatabase, settings: Settings) -> None:
         super().__init__(database, AsyncSqliteSaver(database, serde=make_serializer(settings)))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from itertools import chain, islice
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from langgraph.store.base import Op, Result
+from langgraph.store.base import Op, PutOp, Result
 from langgraph.store.sqlite.base import SqliteStore as UpstreamStore
 
 from persistence.backends.sqlite.connection import SqliteDatabase, translate, translated
@@ -42,12 +43,14 @@ class SqliteStore(UpstreamStore):
         self.is_setup = True  # the tables are made by persistence.schema
         self._where = database.name
         self._closed = False
+        self._thread = threading.local()
         self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """As LangGraph's."""
-        if self._closed:
-            raise ClosedError(f"the connection to {self._where} was closed")
+        self._check_open()
+        ops = list(ops)
+        self._thread.writes = any(isinstance(op, PutOp) for op in ops)
         try:
             with translated(self._where):
                 return super().batch(ops)
@@ -57,6 +60,43 @@ class SqliteStore(UpstreamStore):
             if cause is not None and (ours := translate(cause, self._where)) is not None:
                 raise ours from cause
             raise
+
+    @contextmanager
+    def _cursor(self, *, transaction: bool = True) -> Iterator[sqlite3.Cursor]:
+        """As LangGraph's, but what has read and then writes has waited before, and what fails leaves nothing.
+
+        A transaction that has read cannot write, and may not wait, once somebody else has written.
+        """
+        with self.lock, closing(self.conn.cursor()) as cursor:
+            if not transaction:
+                yield cursor
+                return
+            cursor.execute("BEGIN IMMEDIATE" if self._thread.writes else "BEGIN")
+            try:
+                yield cursor
+                cursor.execute("COMMIT")
+            except BaseException:
+                if self.conn.in_transaction:
+                    cursor.execute("ROLLBACK")
+                raise
+
+    def setup(self) -> None:
+        """Make LangGraph's tables; ``persistence setup`` does more."""
+        self._check_open()
+        self.is_setup = False
+        with translated(self._where):
+            super().setup()
+
+    def sweep_ttl(self) -> int:
+        """Delete the items whose time is over."""
+        self._check_open()
+        self._thread.writes = True
+        with translated(self._where):
+            return super().sweep_ttl()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the connection to {self._where} was closed")
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """As LangGraph's."""
@@ -106,12 +146,41 @@ class SqliteStore(UpstreamStore):
     def close(self, timeout: float) -> None:
         """Wait for the operation that runs, then close the connection."""
         self._closed = True
-        self.stop_ttl_sweeper(timeout)
+        UpstreamStore.stop_ttl_sweeper(self, timeout)
         if self.lock.acquire(timeout=timeout):
             try:
                 self.conn.close()
             finally:
                 self.lock.release()
+
+
+class AsyncSqliteStore(SqliteStore):
+    """The store of an event loop: also what is no operation is awaited, as LangGraph has it."""
+
+    async def setup(self) -> None:  # type: ignore[override]
+        """As :meth:`SqliteStore.setup`."""
+        await asyncio.to_thread(super().setup)
+
+    async def sweep_ttl(self) -> int:  # type: ignore[override]
+        """As :meth:`SqliteStore.sweep_ttl`."""
+        return await asyncio.to_thread(super().sweep_ttl)
+
+    async def start_ttl_sweeper(  # type: ignore[override]
+        self, sweep_interval_minutes: int | None = None
+    ) -> asyncio.Future[None]:
+        """Does nothing, as for all stores of ours: they have no configuration of a time to live."""
+        (done := asyncio.get_running_loop().create_future()).set_result(None)
+        return done
+
+    async def stop_ttl_sweeper(  # type: ignore[override]
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 - LangGraph's name
+    ) -> bool:
+        """Does nothing."""
+        return True
+
+    def __del__(self) -> None:
+        """LangGraph's stops the sweeper, which is not there."""
 
 
 def _deliver(calls: _Calls, done: asyncio.Future[list[list[Result] | Exception]]) -> None:
