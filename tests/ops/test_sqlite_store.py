@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from contextlib import suppress
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +125,27 @@ def test_who_reads_and_then_writes_has_waited_before(dsn: str, monkeypatch: pyte
         monkeypatch.undo()
         assert (item := db.store.get(HERE, "a")) is not None
         assert item.value == {"i": 1}
+
+
+def test_who_waits_to_write_tries_again_soon(dsn: str) -> None:
+    """SQLite's own naps grow to a tenth of a second: beside a busy saver a ``put`` took seconds."""
+    settings, tries, again = Settings(sqlite_busy_timeout=5), count(), threading.Event()
+
+    def trace(statement: str) -> None:
+        if statement == "BEGIN IMMEDIATE" and next(tries) == 3:
+            again.set()
+
+    with persistence.open(dsn, settings=settings) as db, ThreadPoolExecutor(1) as thread:
+        store: Any = db.store
+        store.get(HERE, "a")
+        store.conn.set_trace_callback(trace)
+        with closing(sqlite3.connect(dsn.removeprefix("sqlite:///"), isolation_level=None)) as conn:
+            conn.execute("BEGIN IMMEDIATE")
+            put = thread.submit(store.put, HERE, "a", {"i": 1})
+            assert again.wait(60)
+            assert not put.done()
+        put.result(60)
+        assert store.conn.execute("PRAGMA busy_timeout").fetchone() == (5_000,)
 
 
 def test_batch_that_fails_leaves_nothing(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

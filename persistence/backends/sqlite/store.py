@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from itertools import chain, islice
@@ -14,10 +15,12 @@ from weakref import WeakKeyDictionary
 from langgraph.store.base import Op, PutOp, Result
 from langgraph.store.sqlite.base import SqliteStore as UpstreamStore
 
-from persistence.backends.sqlite.connection import SqliteDatabase, translate, translated
+from persistence.backends.sqlite.connection import SqliteDatabase, error_code, translate, translated
 from persistence.errors import ClosedError
 
 _MOST_CALLS = 256
+# Milliseconds for one try to get the write lock.
+_TRY = 5
 _Calls = list[tuple[list[Op], asyncio.Future[list[Result]]]]
 
 
@@ -41,7 +44,7 @@ class SqliteStore(UpstreamStore):
     def __init__(self, database: SqliteDatabase) -> None:
         super().__init__(cast(sqlite3.Connection, _LazyConnection(database.connect)))
         self.is_setup = True  # the tables are made by persistence.schema
-        self._where = database.name
+        self._where, self._busy_timeout = database.name, database.busy_timeout
         self._closed = False
         self._thread = threading.local()
         self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
@@ -71,7 +74,10 @@ class SqliteStore(UpstreamStore):
             if not transaction:
                 yield cursor
                 return
-            cursor.execute("BEGIN IMMEDIATE" if self._thread.writes else "BEGIN")
+            if self._thread.writes:
+                self._begin(cursor)
+            else:
+                cursor.execute("BEGIN")
             try:
                 yield cursor
                 cursor.execute("COMMIT")
@@ -79,6 +85,22 @@ class SqliteStore(UpstreamStore):
                 if self.conn.in_transaction:
                     cursor.execute("ROLLBACK")
                 raise
+
+    def _begin(self, cursor: sqlite3.Cursor) -> None:
+        """Wait for who writes by short naps, as the saver does: SQLite's own grow to a tenth of a second."""
+        deadline = time.monotonic() + self._busy_timeout
+        cursor.execute(f"PRAGMA busy_timeout = {_TRY}")
+        try:
+            while True:
+                try:
+                    cursor.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    if error_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                        raise
+                else:
+                    return
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout = {round(self._busy_timeout * 1000)}")
 
     def setup(self) -> None:
         """Make LangGraph's tables; ``persistence setup`` does more."""
