@@ -164,6 +164,18 @@ def test_batch_that_fails_leaves_nothing(dsn: str, monkeypatch: pytest.MonkeyPat
         db.store.put(HERE, "a", {})
 
 
+def test_transaction_that_an_interrupt_left_is_ended(dsn: str) -> None:
+    """Ctrl-C may come between any two steps; every later call then failed."""
+    with persistence.open(dsn) as db:
+        store: Any = db.store
+        store.put(HERE, "a", {})
+        for left in ("BEGIN", "BEGIN IMMEDIATE"):
+            store.conn.execute(left)
+            store.put(HERE, "b", {})
+            store.conn.execute(left)
+            assert store.get(HERE, "b") is not None
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 async def test_what_is_no_operation_is_awaited(kind: str, dsn: str, postgres_dsn: str) -> None:
     """An application's code is the same on both: ``await store.setup()``, as of LangGraph's own."""

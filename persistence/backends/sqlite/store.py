@@ -74,6 +74,8 @@ class SqliteStore(UpstreamStore):
             if not transaction:
                 yield cursor
                 return
+            if self.conn.in_transaction:  # left by an interrupt
+                self.conn.rollback()
             if self._thread.writes:
                 self._begin(cursor)
             else:
