@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -14,6 +16,7 @@ from psycopg_pool.base import AttemptWithBackoff
 
 import persistence
 from persistence.backends.postgres import connection
+from persistence.dsn import Dsn
 from persistence.errors import ConnectError
 from persistence.settings import Settings
 from tests.ops.conftest import OwnServer, counter, thread
@@ -228,3 +231,23 @@ def test_a_notice_on_an_idle_connection_does_no_harm(postgres_dsn: str) -> None:
         assert db.checkpointer.get_tuple(thread()) is None
         with pool_of(db).connection() as conn:
             assert conn.info.backend_pid == pid
+
+
+async def test_a_pool_that_connects_ends_with_its_event_loop() -> None:
+    """What ``asyncio.run`` does at its end: cancel all tasks once, and wait for them."""
+    loop, others = asyncio.get_running_loop(), asyncio.all_tasks()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        dsn = Dsn.parse(f"postgresql://u@127.0.0.1:{server.getsockname()[1]}/d?sslmode=disable")
+        pool = connection.make_async_pool(dsn, Settings())
+        await pool.open()
+        waiting, _ = await asyncio.wait_for(loop.sock_accept(server), 60)
+        with waiting:  # it is never answered
+            await asyncio.wait_for(loop.sock_recv(waiting, 1), 60)
+            tasks = asyncio.all_tasks() - others
+            for task in tasks:
+                task.cancel()
+            _, pending = await asyncio.wait(tasks, timeout=10)
+        with suppress(asyncio.CancelledError):  # its workers were
+            await pool.close()
+    assert not pending

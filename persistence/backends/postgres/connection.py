@@ -110,7 +110,31 @@ class AsyncPoolConnection(AsyncConnection[DictRow]):
 
 
 Pool = ConnectionPool[PoolConnection]
-AsyncPool = AsyncConnectionPool[AsyncPoolConnection]
+
+
+class AsyncPool(AsyncConnectionPool[AsyncPoolConnection]):
+    """A pool whose workers end with their event loop.
+
+    psycopg's swallow a cancellation that comes while they connect, and ``asyncio.run`` waited for ever.
+    """
+
+    @classmethod
+    async def worker(cls, q: Any) -> None:
+        """As psycopg's."""
+        await super().worker(_TasksOfWorker(q))  # type: ignore[arg-type]  # all that is asked of it
+
+
+class _TasksOfWorker:
+    """What a worker is to do, until it is cancelled."""
+
+    def __init__(self, queue: asyncio.Queue[Any]) -> None:
+        self._queue = queue
+
+    async def get(self) -> Any:
+        worker = asyncio.current_task()
+        if worker is not None and worker.cancelling():
+            raise asyncio.CancelledError
+        return await self._queue.get()
 
 
 def connect_options(dsn: Dsn, settings: Settings) -> dict[str, Any]:
@@ -222,7 +246,7 @@ def make_async_pool(dsn: Dsn, settings: Settings) -> AsyncPool:
     async def start_afresh(pool: AsyncConnectionPool[Any]) -> None:
         await pool.check()
 
-    pool = AsyncConnectionPool(
+    pool = AsyncPool(
         dsn.conninfo,
         connection_class=AsyncPoolConnection,
         kwargs={**connect_options(dsn, settings), "cursor_factory": async_schema_cursor(settings.db_schema)},
