@@ -152,6 +152,22 @@ async def test_a_failure_stays_alone(batches: Batches, watch: psycopg.Connection
     assert stored(watch) == list(range(20))
 
 
+async def test_statements_that_are_prepared_no_more_are_sent_again(
+    batches: Batches, watch: psycopg.Connection[Any], never_stuck: None
+) -> None:
+    """psycopg says DEALLOCATE ALL after a transaction that failed, as of a copy to a thread that is there."""
+    connections = [await batches._pool.getconn() for _ in range(_POOL)]
+    for conn in connections:
+        for _ in range(7):
+            await conn.wait(conn.wire.run(_ID, {"id": 1}))
+        await conn.execute("DEALLOCATE ALL")
+        await batches._pool.putconn(conn)
+    for number in (1, 2):
+        async with busy(batches, watch, waiting=number):
+            reads = [asyncio.ensure_future(batches.read((_ID, {"id": id_}))) for id_ in range(number)]
+        assert await asyncio.gather(*reads) == [[(id_,)] for id_ in range(number)]
+
+
 async def test_a_commit_that_fails_is_the_error_of_who_caused_it(
     batches: Batches, watch: psycopg.Connection[Any]
 ) -> None:

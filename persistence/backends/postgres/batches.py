@@ -21,7 +21,7 @@ from time import monotonic
 from typing import Any, Generic, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import psycopg
-from psycopg import capabilities
+from psycopg import capabilities, errors
 from psycopg.abc import PQGen
 from psycopg_pool import PoolTimeout
 
@@ -380,4 +380,6 @@ def outcome(batch: Sent[C], *, is_read: bool, lost: bool) -> Outcome[C]:
 
 
 def _is_final(error: BaseException | None) -> TypeGuard[Exception]:
-    return isinstance(error, Exception) and not isinstance(error, CONFLICTS)
+    # What was prepared is gone after a DEALLOCATE ALL, and alone it goes without: see Wire.run.
+    again = (*CONFLICTS, errors.InvalidSqlStatementName)
+    return isinstance(error, Exception) and not isinstance(error, again)
