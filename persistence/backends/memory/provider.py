@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.store.base import BaseStore
-from langgraph.store.memory import InMemoryStore
 
 from persistence.backends.memory.savers import MemorySaver
+from persistence.backends.memory.store import MemoryStore
 from persistence.contract import AsyncBackend, Backend, Capability, Probe, Provider, ServerInfo
 from persistence.serializer import make_serializer
 
@@ -36,7 +36,7 @@ class _Memory:
 
     def __init__(self, saver: MemorySaver) -> None:
         self._saver = saver
-        self._store: InMemoryStore | None = None
+        self._store: MemoryStore | None = None
         self._lock = threading.Lock()
 
     @property
@@ -48,7 +48,7 @@ class _Memory:
         """LangGraph's store in memory."""
         with self._lock:
             if self._store is None:
-                self._store = InMemoryStore()
+                self._store = MemoryStore()
             return self._store
 
     def figures(self) -> Mapping[str, float]:
