@@ -202,23 +202,24 @@ def put_known(*, blobs: int, kept: bool) -> str:
         blobs: How many channels have a new version whose value goes to the blob table.
         kept: There are channels that keep what the parent has.
     """
-    conditions = []
-    if blobs:
-        conditions.append(f"(SELECT count(*) FROM blobs) = {blobs}")
-    if kept:
-        conditions.append(f"""EXISTS (
-    SELECT 1 FROM checkpoints p WHERE {_here("p")} AND p.checkpoint_id = %(parent)s AND p.xmin = %(xmin)s::xid
-    FOR KEY SHARE
-)""")
     new = f"""WITH blobs AS (
     INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
     {_rows("%(thread)s, %(ns)s", _BLOB, blobs)}
     ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING RETURNING 1
 )"""
+    # Distributed tables take VALUES, and a row made of one of the same thread, straight to their machine.
+    thread = "p.thread_id" if kept and not blobs else "%(thread)s"
+    row = f"{thread}, %(ns)s, %(id)s, %(parent)s, %(checkpoint)s::jsonb, %(metadata)s::jsonb"
+    all_new = f"(SELECT count(*) FROM blobs) = {blobs}"
+    if kept:
+        source = f"""SELECT {row} FROM checkpoints p
+WHERE {_here("p")} AND p.checkpoint_id = %(parent)s AND p.xmin = %(xmin)s::xid {f"AND {all_new}" if blobs else ""}
+FOR KEY SHARE"""
+    else:
+        source = f"SELECT {row} WHERE {all_new}" if blobs else f"VALUES ({row})"
     return f"""{new if blobs else ""}
 INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
-SELECT %(thread)s, %(ns)s, %(id)s, %(parent)s, %(checkpoint)s::jsonb, %(metadata)s::jsonb
-{"WHERE " if conditions else ""}{" AND ".join(conditions)}
+{source}
 {_REPLACE}
 RETURNING xmin::text"""
 
@@ -242,6 +243,7 @@ def _packed(columns: str) -> str:
 
 
 _ORDER = 'checkpoint_id COLLATE "C" DESC, thread_id COLLATE "C", checkpoint_ns COLLATE "C"'
+_COLUMNS = "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata"
 
 
 @lru_cache
@@ -249,28 +251,41 @@ def select(rows: str, *, one_thread: bool) -> str:
     """Whole checkpoints: ``rows`` is what follows ``WHERE`` in the choice of their rows.
 
     The rows are chosen first, so that blobs and writes are fetched only for those that are returned.
+
+    On distributed tables the choice among all threads is made first, too, and sent to all machines. What
+    is fetched for it must then be grouped by the thread, and may have no ``OFFSET``: to group by
+    a key looks up each row as well.
     """
-    thread = "%(thread)s" if one_thread else "c.thread_id"
+    chosen = f"FROM checkpoints {f'WHERE {rows}' if rows else ''} ORDER BY {_ORDER} LIMIT %(limit)s"
+    if one_thread:
+        thread, once, grouped = "%(thread)s", "OFFSET 0", ""
+        found = f"(SELECT xmin::text, {_COLUMNS} {chosen}) AS c"
+    else:
+        thread, grouped = "c.thread_id", "GROUP BY t.thread_id"
+        once = f"{grouped}, t.checkpoint_ns, t.channel, t.version"
+        found = f"""(SELECT thread_id, checkpoint_ns, checkpoint_id {chosen}) AS k
+CROSS JOIN LATERAL (
+    SELECT xmin::text, {_COLUMNS} FROM checkpoints i
+    WHERE i.thread_id = k.thread_id AND i.checkpoint_ns = k.checkpoint_ns AND i.checkpoint_id = k.checkpoint_id
+    GROUP BY i.thread_id, i.checkpoint_ns, i.checkpoint_id
+) AS c"""
     return f"""
 SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, c.checkpoint, c.metadata,
     b.rows, b.bytes, w.rows, w.bytes, s.rows, s.bytes, c.xmin
-FROM (
-    SELECT xmin::text, thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata
-    FROM checkpoints {f"WHERE {rows}" if rows else ""} ORDER BY {_ORDER} LIMIT %(limit)s
-) AS c
+FROM {found}
 LEFT JOIN LATERAL (
     SELECT {_packed("t.channel, t.type")}
-    FROM jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
+    FROM LATERAL jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
     CROSS JOIN LATERAL (
-        SELECT t.channel, t.type, t.blob FROM checkpoint_blobs t
+        SELECT t.thread_id, t.channel, t.type, t.blob FROM checkpoint_blobs t
         WHERE t.thread_id = {thread} AND t.checkpoint_ns = c.checkpoint_ns
-            AND t.channel = v.key AND t.version = v.value OFFSET 0
-    ) AS t
+            AND t.channel = v.key AND t.version = v.value {once}
+    ) AS t {grouped}
 ) AS b ON true
 LEFT JOIN LATERAL (
     SELECT {_packed("t.task_path, t.task_id, t.idx, t.channel, t.type")}
     FROM checkpoint_writes t WHERE t.thread_id = {thread} AND t.checkpoint_ns = c.checkpoint_ns
-        AND t.checkpoint_id = c.checkpoint_id
+        AND t.checkpoint_id = c.checkpoint_id {grouped}
 ) AS w ON true
 LEFT JOIN LATERAL (
     SELECT {_packed("t.task_path, t.task_id, t.idx, t.channel, t.type")}
@@ -279,7 +294,7 @@ LEFT JOIN LATERAL (
             WHEN jsonb_typeof(c.checkpoint -> 'v') = 'number' THEN (c.checkpoint ->> 'v')::numeric < 4
             ELSE true END
         AND t.thread_id = {thread} AND t.checkpoint_ns = c.checkpoint_ns
-        AND t.checkpoint_id = c.parent_checkpoint_id AND t.channel = '__pregel_tasks'
+        AND t.checkpoint_id = c.parent_checkpoint_id AND t.channel = '__pregel_tasks' {grouped}
 ) AS s ON true
 ORDER BY {", ".join("c." + column for column in _ORDER.split(", "))}"""
 
