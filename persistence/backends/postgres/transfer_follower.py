@@ -26,9 +26,14 @@ _PLACES = 1_000
 _SHOWN = 3
 _TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 _ROWS = """
-SELECT t.id, (SELECT count(*) FROM checkpoints c WHERE c.thread_id = t.id),
-    (SELECT count(*) FROM checkpoint_writes w WHERE w.thread_id = t.id)
-FROM unnest(%s::text[]) AS t (id)
+SELECT t.id, coalesce(c.n, 0), coalesce(w.n, 0)
+FROM unnest(%(threads)s::text[]) AS t (id)
+LEFT JOIN (
+    SELECT thread_id, count(*) AS n FROM checkpoints WHERE thread_id = ANY(%(threads)s) GROUP BY thread_id
+) c ON c.thread_id = t.id
+LEFT JOIN (
+    SELECT thread_id, count(*) AS n FROM checkpoint_writes WHERE thread_id = ANY(%(threads)s) GROUP BY thread_id
+) w ON w.thread_id = t.id
 """
 _AT = "unnest(%s::text[], %s::text[], %s::text[]) AS k (thread_id, checkpoint_ns, checkpoint_id)"
 _CHECKPOINTS = f"""
@@ -134,7 +139,7 @@ class PostgresFollower:
             [self._run_id, threads],
         )
         stamps = dict(cursor.fetchall())
-        cursor.execute(_ROWS.encode(), [threads])
+        cursor.execute(_ROWS.encode(), {"threads": threads})
         rows = {thread: counts for thread, *counts in cursor.fetchall()}
         for change in changes:
             checkpoints, writes = rows[change.thread_id]

@@ -104,8 +104,14 @@ ORDER BY thread_id COLLATE "C"
 
 
 _OTHERS = """
-SELECT EXISTS (SELECT FROM checkpoint_blobs WHERE type <> 'empty' AND type <> ALL(%(plain)s))
-    OR EXISTS (SELECT FROM checkpoint_writes WHERE type IS NULL OR type <> ALL(%(plain)s))
+SELECT EXISTS (SELECT 1 FROM checkpoint_blobs WHERE type <> 'empty' AND type <> ALL(%(plain)s))
+    OR EXISTS (SELECT 1 FROM checkpoint_writes WHERE type IS NULL OR type <> ALL(%(plain)s))
+"""
+
+# What is set for the transaction is set on all machines of a distributed database, which it has open as long.
+_DISTRIBUTED = """
+SELECT set_config('citus.propagate_set_commands', 'local', true)
+FROM pg_catalog.pg_extension WHERE extname = 'citus'
 """
 
 
@@ -137,6 +143,7 @@ class PostgresSource:
             if self._snapshot is not None:
                 name = sql.Literal(self._snapshot)
                 self._conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(name))
+            self._conn.execute(_DISTRIBUTED)
             self._conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
             # Where a policy would hide rows, an error: what is not seen is neither moved nor compared.
             self._conn.execute("SET LOCAL row_security = off")
