@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PYTHON ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench fuzz kills matrix docs generate lock audit clean
+.PHONY: help install demo test lint format bench fuzz kills matrix pgbouncer citus docs generate lock audit clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -64,6 +64,9 @@ matrix: $(STAMP)  ## the contract suite on every Postgres that can be had
 
 pgbouncer: $(STAMP)  ## the savers through a real PgBouncer, which must be installed
 	$(BIN)/python -m pytest tests/pgbouncer/savers.py -q
+
+citus: $(STAMP)  ## the contract suite on distributed tables: PERSISTENCE_TEST_CITUS names a coordinator
+	$(BIN)/python -m pytest tests/citus/around.py tests/citus/savers.py -q
 
 bench: $(STAMP)  ## our savers against the official ones, side by side
 	$(BIN)/python tools/bench.py

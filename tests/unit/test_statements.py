@@ -16,7 +16,8 @@ from persistence.backends.postgres.qualify import qualify
 ACROSS = {"list all", "RUNS"}
 """They ask for rows of any thread, so for those of all machines."""
 
-_TABLE = re.compile(r"\b(FROM|JOIN|UPDATE|INTO) (checkpoint\w*)(?: (?:AS )?(?!WHERE|ORDER|LIMIT|USING)(\w+))?")
+_ALIAS = r"(?: (?:AS )?(?!WHERE|ORDER|LIMIT|USING)(\w+))?"
+_TABLE = re.compile(rf"\b(FROM|JOIN|UPDATE|INTO) (checkpoint\w*){_ALIAS}")
 
 
 def _statements() -> Iterator[tuple[str, str]]:

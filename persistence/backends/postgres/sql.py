@@ -213,7 +213,8 @@ def put_known(*, blobs: int, kept: bool) -> str:
     all_new = f"(SELECT count(*) FROM blobs) = {blobs}"
     if kept:
         source = f"""SELECT {row} FROM checkpoints p
-WHERE {_here("p")} AND p.checkpoint_id = %(parent)s AND p.xmin = %(xmin)s::xid {f"AND {all_new}" if blobs else ""}
+WHERE {_here("p")} AND p.checkpoint_id = %(parent)s AND p.xmin = %(xmin)s::xid
+    {f"AND {all_new}" if blobs else ""}
 FOR KEY SHARE"""
     else:
         source = f"SELECT {row} WHERE {all_new}" if blobs else f"VALUES ({row})"
@@ -266,7 +267,8 @@ def select(rows: str, *, one_thread: bool) -> str:
         found = f"""(SELECT thread_id, checkpoint_ns, checkpoint_id {chosen}) AS k
 CROSS JOIN LATERAL (
     SELECT xmin::text, {_COLUMNS} FROM checkpoints i
-    WHERE i.thread_id = k.thread_id AND i.checkpoint_ns = k.checkpoint_ns AND i.checkpoint_id = k.checkpoint_id
+    WHERE i.thread_id = k.thread_id AND i.checkpoint_ns = k.checkpoint_ns
+        AND i.checkpoint_id = k.checkpoint_id
     GROUP BY i.thread_id, i.checkpoint_ns, i.checkpoint_id
 ) AS c"""
     return f"""

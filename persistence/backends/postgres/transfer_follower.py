@@ -29,10 +29,12 @@ _ROWS = """
 SELECT t.id, coalesce(c.n, 0), coalesce(w.n, 0)
 FROM unnest(%(threads)s::text[]) AS t (id)
 LEFT JOIN (
-    SELECT thread_id, count(*) AS n FROM checkpoints WHERE thread_id = ANY(%(threads)s) GROUP BY thread_id
+    SELECT thread_id, count(*) AS n FROM checkpoints
+    WHERE thread_id = ANY(%(threads)s) GROUP BY thread_id
 ) c ON c.thread_id = t.id
 LEFT JOIN (
-    SELECT thread_id, count(*) AS n FROM checkpoint_writes WHERE thread_id = ANY(%(threads)s) GROUP BY thread_id
+    SELECT thread_id, count(*) AS n FROM checkpoint_writes
+    WHERE thread_id = ANY(%(threads)s) GROUP BY thread_id
 ) w ON w.thread_id = t.id
 """
 _AT = "unnest(%s::text[], %s::text[], %s::text[]) AS k (thread_id, checkpoint_ns, checkpoint_id)"
