@@ -24,6 +24,7 @@ from persistence.transfer.conflicts import decide, merged
 from persistence.transfer.copying import Limits, Moving, Task, Writer, of_segments, segments
 from persistence.transfer.difference import Difference, Verdict
 from persistence.transfer.digest import Fingerprint, describe
+from persistence.transfer.inserted import later_than
 from persistence.transfer.ledger import Action, Ledger, Run, SetAside
 from persistence.transfer.options import Options
 from persistence.transfer.preflight import RefusedError
@@ -342,6 +343,8 @@ def choose_run(
     runs = [run for run in ledger.runs() if run.target_identity == sink.identity and run.state != "undone"]
     refuse_half_undone(runs, sink)
     same = next((run for run in runs if run.source_fingerprint == found.fingerprint), None)
+    if same is not None and _is_replaced(same, ledger, spool):
+        same = None
     # Whoever asks to replace or merge means what the threads have become since.
     again = same is not None and same.state == "finished" and options.on_conflict != "error"
     if same is not None and not again and not _is_undone(same, sink, ledger, spool, found.store):
@@ -354,6 +357,15 @@ def choose_run(
             f" undo it with `persistence undo`, or {room}"
         )
     return None, decide(source, sink, existing_threads(sink, spool), options.on_conflict, room)
+
+
+def _is_replaced(run: Run, ledger: Ledger, spool: Spool) -> bool:
+    """Whether a later run has put other threads in the place of some that a finished one brought."""
+    if run.state != "finished":
+        return False
+    later = [ledger.actions(one.run_id) for one in later_than(ledger, run)]
+    replaced = {thread for actions in later for thread, action in actions.items() if action == "replace"}
+    return bool(replaced) and any(entry.thread.thread_id in replaced for entry in spool.entries())
 
 
 def refuse_half_undone(runs: Iterable[Run], sink: Sink) -> None:

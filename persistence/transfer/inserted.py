@@ -6,12 +6,16 @@ with its batches, and by every round that found the thread changed. What counts 
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, takewhile
+from operator import itemgetter
+from typing import Any
 
 from persistence.errors import TransferError
-from persistence.transfer.keys import Key, unpack, unpack_part
+from persistence.transfer.items import Key as ItemKey
+from persistence.transfer.keys import Key, unpack, unpack_items, unpack_part
 from persistence.transfer.ledger import Followed, Ledger, Run
 
 Inserted = Mapping[Key, bytes]
@@ -23,6 +27,44 @@ def inserted_by(ledger: Ledger, run: Run) -> Iterator[tuple[str, Inserted]]:
     if run.options.get("follow"):
         return ((thread.thread_id, keys) for thread, keys in _followed(ledger, run))
     return unpack(ledger.keys(run.run_id))
+
+
+def own(ledger: Ledger, run: Run) -> Iterator[tuple[str, Inserted]]:
+    """As :func:`inserted_by`, without the rows that a later run has inserted: they were gone by then."""
+    theirs = _Ahead(inserted_by(ledger, later) for later in later_than(ledger, run))
+    for thread, keys in inserted_by(ledger, run):
+        taken = set(chain.from_iterable(theirs.of(thread)))
+        yield thread, {key: mark for key, mark in keys.items() if key not in taken}
+
+
+def own_items(ledger: Ledger, run: Run) -> Iterator[tuple[ItemKey, bytes]]:
+    """As :func:`own`, for items of the store."""
+    theirs = _Ahead(_items(ledger, later) for later in later_than(ledger, run))
+    return ((key, mark) for key, mark in _items(ledger, run) if not list(theirs.of(key)))
+
+
+def later_than(ledger: Ledger, run: Run) -> list[Run]:
+    """The runs into the database that began after this one."""
+    return list(takewhile(lambda other: other.run_id != run.run_id, ledger.runs()))
+
+
+class _Ahead:
+    """What several runs have inserted, to be asked for in order."""
+
+    def __init__(self, runs: Iterable[Iterator[tuple[Any, Any]]]) -> None:
+        self._entries = heapq.merge(*runs, key=itemgetter(0))
+        self._next = next(self._entries, None)
+
+    def of(self, key: object) -> Iterator[Any]:
+        """What they say of a thread, or an item."""
+        while self._next is not None and self._next[0] <= key:
+            if self._next[0] == key:
+                yield self._next[1]
+            self._next = next(self._entries, None)
+
+
+def _items(ledger: Ledger, run: Run) -> Iterator[tuple[ItemKey, bytes]]:
+    return chain.from_iterable(sorted(unpack_items(data).items()) for data in ledger.item_keys(run.run_id))
 
 
 def require_noted(ledger: Ledger, run: Run) -> None:

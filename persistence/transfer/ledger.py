@@ -178,7 +178,7 @@ class Ledger:
 
     def item_keys(self, run_id: str) -> Iterator[bytes]:
         """As :meth:`keys` of the batches of items: :func:`persistence.transfer.keys.unpack_items`."""
-        yield from self._keys(run_id, sorted(n for n in self.committed(run_id) if n < 0))
+        yield from self._keys(run_id, sorted((n for n in self.committed(run_id) if n < 0), reverse=True))
 
     def followed(self, run_id: str) -> Iterator[Followed]:
         """The threads that a run keeps equal to its source, in order."""

@@ -1,8 +1,8 @@
 """Takes out of a database what one transfer inserted, and nothing else.
 
 The ledger knows each row's key and a mark of its content. A row that has changed since, or that came later,
-is somebody's work and stays. If what stays needs a row that would go, it is said, and nothing is done
-unless whoever asks has chosen how to treat it.
+by another transfer too, is somebody's work and stays. If what stays needs a row that would go, it is said,
+and nothing is done unless whoever asks has chosen how to treat it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Literal
 
 from persistence.errors import ConflictError, TransferError
 from persistence.transfer.digest import describe
-from persistence.transfer.inserted import inserted_by, require_noted
-from persistence.transfer.keys import Key, key_of, marked, unpack_items, values_of
+from persistence.transfer.inserted import own, own_items, require_noted
+from persistence.transfer.keys import Key, key_of, marked, values_of
 from persistence.transfer.ledger import Run
 from persistence.transfer.records import Checkpoint, Reject, Sink, Source, Write
 
@@ -24,6 +24,7 @@ Later = Literal["refuse", "keep", "remove"]
 
 LAST = "last"
 _THREADS_AT_ONCE = 100
+_ITEMS_AT_ONCE = 5_000
 _SHOWN = 3
 
 
@@ -108,9 +109,9 @@ def undo(sink: Sink, run: Run, later: Later) -> Undone:
     undone.replaced_threads = sum(action == "replace" for action in ledger.actions(run.run_id).values())
     if later == "refuse":
         with sink.source() as target:
-            _refuse_later(sink, run, _with_later(target, inserted_by(ledger, run)))
+            _refuse_later(sink, run, _with_later(target, own(ledger, run)))
     ledger.advance(run.run_id, "undoing", run.totals or {})
-    threads = inserted_by(ledger, run)
+    threads = own(ledger, run)
     while chunk := list(islice(threads, _THREADS_AT_ONCE)):
         with sink.removing() as removal:
             for thread, inserted in chunk:
@@ -122,8 +123,9 @@ def undo(sink: Sink, run: Run, later: Later) -> Undone:
                     continue
                 removal.remove(thread, found.remove | found.later)
                 _count(undone, found)
-    for data in ledger.item_keys(run.run_id):
-        removed, changed = sink.store().remove(unpack_items(data))
+    items = own_items(ledger, run)
+    while some := dict(islice(items, _ITEMS_AT_ONCE)):
+        removed, changed = sink.store().remove(some)
         undone.items += removed
         undone.changed += changed
     ledger.advance(run.run_id, "undone", run.totals or {})
@@ -191,7 +193,7 @@ def _builds_on(record: Checkpoint | Write, gone: set[Key]) -> bool:
 
 
 def _count(undone: Undone, found: _Thread) -> None:
-    undone.threads += bool(found.remove)
+    undone.threads += any(key.kind != "v" for key in found.remove)
     undone.checkpoints += sum(key.kind == "c" for key in found.remove)
     undone.writes += sum(key.kind == "w" for key in found.remove)
     undone.values += sum(key.kind == "v" for key in found.remove)

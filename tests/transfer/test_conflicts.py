@@ -66,6 +66,22 @@ def test_replace(filled: Path, target: Target, theirs: dict[str, list[Any]]) -> 
     assert transfer.verify(filled, target.dsn).equal
 
 
+def test_a_run_whose_threads_another_replaced_is_not_finished(
+    filled: Path, target: Target, tmp_path: Path
+) -> None:
+    """The target holds something else by now, so it is no success that all was moved once."""
+    transfer.migrate(filled, target.dsn)
+    with make.database(tmp_path / "other.db") as saver:
+        graphs.chat(saver).invoke({"messages": ["other"]}, graphs.config(SHARED))
+    transfer.migrate(tmp_path / "other.db", target.dsn, options=options("replace"))
+    with pytest.raises(ConflictError, match="already has thread"):
+        transfer.migrate(filled, target.dsn)
+    assert not transfer.plan(filled, target.dsn).would_move
+    transfer.migrate(filled, target.dsn, options=options("replace"))
+    assert transfer.verify(filled, target.dsn).equal
+    assert transfer.migrate(filled, target.dsn).already_done
+
+
 def test_merge_adds_what_is_lacking(tmp_path: Path, target: Target) -> None:
     """Two copies of one thread that went on apart."""
     source = tmp_path / "a.db"

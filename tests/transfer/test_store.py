@@ -410,6 +410,10 @@ def test_a_finished_run_whose_items_are_gone_is_repeated(stored: Path, tmp_path:
     make.execute(tmp_path / "new.db", "DELETE FROM store")
     assert not transfer.migrate(stored, target, options=STORE).already_done
     assert items_of(target) == items_of(dsn(stored))
+    transfer.undo(transfer.runs(target)[1].run_id, target)  # the items are those of the later run
+    assert items_of(target) == items_of(dsn(stored))
+    transfer.undo("last", target)
+    assert not items_of(target)
 
 
 @pytest.mark.parametrize(

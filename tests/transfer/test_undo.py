@@ -72,6 +72,22 @@ def test_later_work_can_be_removed_too(filled: Path, target: Target, before: dic
     assert left["checkpoints"] == was["checkpoints"]
 
 
+@pytest.mark.parametrize("deleted", [True, False])
+def test_what_a_later_run_brought_again_stays(filled: Path, target: Target, deleted: bool) -> None:
+    """The same rows: those of the first run were deleted, by hand or by ``replace``."""
+    first = transfer.migrate(filled, target.dsn)
+    if deleted:
+        for table in target.rows():
+            target.execute(f"DELETE FROM {table}")
+    second = transfer.migrate(filled, target.dsn, options=transfer.Options(on_conflict="replace"))
+    rows = target.rows()
+    undone = transfer.undo(str(first.run_id), target.dsn)
+    assert (undone.threads, undone.checkpoints, undone.writes, undone.values) == (0, 0, 0, 0)
+    assert target.rows() == rows
+    assert transfer.undo(str(second.run_id), target.dsn).threads == second.totals.threads
+    assert not any(target.rows().values())
+
+
 def test_a_row_that_was_changed_since_stays(tmp_path: Path, target: Target) -> None:
     with make.database(tmp_path / "a.db") as saver:
         first = make.put(saver, "t", {"c": [1]})
