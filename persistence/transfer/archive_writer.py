@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -201,7 +202,8 @@ class PartWriter:
 
     def abort(self) -> None:
         """Give it up."""
-        self._file.close()
+        with suppress(OSError):  # a full disk: what was not written yet cannot be now either
+            self._file.close()
 
 
 def require_room(folder: Path) -> None:

@@ -378,10 +378,15 @@ def test_a_huge_claim_takes_no_memory(archive: Path) -> None:
     assert grown < 50_000_000, resource.getpagesize()
 
 
-def test_no_room_for_it(filled: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lacking", [None, 100])
+def test_no_room_for_it(filled: Path, tmp_path: Path, lacking: int | None) -> None:
+    """None, or for all but the last bytes: those wait in a buffer, and closing the file fails once more."""
     folder = tmp_path / "full"
+    transfer.export(filled, tmp_path / "whole")
+    (part,) = (tmp_path / "whole").glob("*.zst")
+    room = 1_000 if lacking is None else part.stat().st_size - lacking
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
         with pytest.raises(ArchiveError, match=r"cannot write archive .*full: File too large"):
             transfer.export(filled, folder)
