@@ -70,9 +70,8 @@ def found(findings: Iterable[Finding]) -> Iterator[str]:
     """What was found, a few lines for each kind."""
     for finding in findings:
         first = [("" if number else "first", text) for number, text in enumerate(finding.examples)]
-        yield "\n" + rows(
-            [(finding.severity, f"{finding.count:,} x {finding.what}"), *first, ("do", finding.advice)]
-        )
+        advice = [("do", finding.advice)] if finding.advice else []
+        yield "\n" + rows([(finding.severity, f"{finding.count:,} x {finding.what}"), *first, *advice])
 
 
 def _summary(plan: Plan) -> Iterator[tuple[str, object]]:

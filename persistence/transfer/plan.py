@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from persistence import schema
+from persistence.dsn import mask_secrets
 from persistence.errors import ArchiveError, ConflictError, SchemaError, TransferError
 from persistence.transfer.archive_format import MANIFEST, read_manifest
 from persistence.transfer.archive_writer import require_room
@@ -378,4 +379,5 @@ def _rehearse(
 
 
 def _refused(kind: str, what: str, advice: str | None) -> Finding:
-    return Finding(kind, "refused", what, advice or "", 1)
+    # What a database says may hold secrets, as of a trigger that connects to another one.
+    return Finding(kind, "refused", mask_secrets(what), advice or "", 1)

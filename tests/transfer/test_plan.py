@@ -405,6 +405,14 @@ def test_postgres_itself_judges(database: Path, postgres_dsn: str) -> None:
         )
     judged = transfer.plan(database, postgres_dsn, against_target=True)
     assert "tenant" in found(judged)["target-refused"].what
+    with psycopg.connect(postgres_dsn) as conn:
+        conn.execute(
+            "CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN"
+            " RAISE EXCEPTION 'no answer from postgresql://app:sesame@audit/db'; END$$"
+        )
+        conn.execute("CREATE TRIGGER tell BEFORE INSERT ON checkpoints EXECUTE FUNCTION tell()")
+    judged = transfer.plan(database, postgres_dsn, against_target=True)
+    assert "no answer from postgresql://app:***@audit/db" in found(judged)["target-refused"].what
 
 
 def test_against_sqlite_nothing_remains(database: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,8 +14,9 @@ from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.store.postgres import PostgresStore
 from psycopg import sql
 
-from persistence import transfer
+from persistence import schema, transfer
 from persistence.errors import SourceError
+from persistence.registry import provider_for
 from tests.transfer import make
 from tests.transfer.test_refusals import config
 
@@ -104,3 +106,19 @@ def test_rows_that_a_policy_hides_are_not_left_behind(reader: str, source: str, 
     with pytest.raises(SourceError, match="row-level security"):
         transfer.migrate(reader, f"sqlite:///{tmp_path / 'new.db'}")
     assert transfer.migrate(source, f"sqlite:///{tmp_path / 'new.db'}").verified  # by their owner
+
+
+def test_a_transfer_may_take_longer_than_a_database_allows_its_sessions(source: str) -> None:
+    """Waiting for the other side, in a transaction or between two: an hour of it, or here a second."""
+    provider = provider_for(source)
+    schema.setup(provider)
+    limits = ["idle_session_timeout", "idle_in_transaction_session_timeout"]
+    with psycopg.connect(source) as conn:
+        if conn.info.server_version >= 170000:
+            limits.append("transaction_timeout")
+        for limit in limits:
+            conn.execute(f"ALTER DATABASE {conn.info.dbname} SET {limit} = '1s'".encode())
+    with provider.sink() as sink, sink.exclusive(), sink.source() as reading:
+        time.sleep(1.2)
+        assert not sink.ledger().runs()
+        assert len(list(reading.threads())) == len(ODD)

@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection, Connection, IsolationLevel, errors, waiting
+from psycopg import AsyncConnection, Connection, Cursor, IsolationLevel, errors, waiting
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
@@ -41,11 +41,13 @@ __all__ = [
     "connect",
     "connect_error",
     "connect_options",
+    "lift_time_limits",
     "make_async_pool",
     "make_pool",
     "qualify",
     "quote_identifier",
     "server_info",
+    "stay_connected",
     "translate",
     "translated",
 ]
@@ -180,6 +182,28 @@ async def aconnect(dsn: Dsn, settings: Settings) -> AsyncConnection[DictRow]:
         return await AsyncConnection.connect(dsn.conninfo, **options, cursor_factory=cursor_factory)
     except psycopg.Error as error:
         raise connect_error(error, dsn) from None
+
+
+def lift_time_limits(cursor: Cursor[Any]) -> None:
+    """Let the transaction that is open take its time, whatever a role or a database allows; as ``pg_dump`` does."""
+    # Commands, where they can be: a distributed database hands them on to its machines.
+    cursor.execute("SET LOCAL statement_timeout = 0")
+    cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+    cursor.execute(
+        "SELECT set_config(name, '0', true) FROM pg_settings"
+        " WHERE name = 'transaction_timeout' AND setting <> '0'"  # since Postgres 17
+    )
+
+
+def stay_connected(conn: Connection[Any]) -> None:
+    """Let a connection wait while another side is read, for hours perhaps.
+
+    Behind PgBouncer this is none of the client's business, and does no harm to others.
+    """
+    conn.execute(
+        "SELECT set_config(name, '0', false) FROM pg_settings"
+        " WHERE name = 'idle_session_timeout' AND setting <> '0'"
+    )
 
 
 def server_info(conn: Connection[Any] | AsyncConnection[Any]) -> ServerInfo:

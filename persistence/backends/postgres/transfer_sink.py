@@ -19,7 +19,13 @@ import psycopg
 from psycopg import ClientCursor, errors
 from psycopg.rows import tuple_row
 
-from persistence.backends.postgres.connection import connect, database_identity, translate
+from persistence.backends.postgres.connection import (
+    connect,
+    database_identity,
+    lift_time_limits,
+    stay_connected,
+    translate,
+)
 from persistence.backends.postgres.copying import HEADER, TRAILER
 from persistence.backends.postgres.transfer_preflight import PostgresPreflight
 from persistence.backends.postgres.transfer_rows import Rows
@@ -84,6 +90,7 @@ class PostgresSink:
         with ExitStack() as stack:
             stack.enter_context(self.errors())
             self._conn = stack.enter_context(self._connect())
+            stay_connected(self._conn)
             encoding = self._conn.info.parameter_status("server_encoding")
             if encoding != "UTF8":
                 raise TransferError(f"{self.label} has the encoding {encoding}, not UTF8")
@@ -134,7 +141,7 @@ class PostgresSink:
         deadline = time.monotonic() + _LOCK_WAIT
         with self.errors(), self._connect() as conn, conn.transaction():
             cursor = ClientCursor(conn, row_factory=tuple_row)
-            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            lift_time_limits(cursor)
             while not cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [number]).fetchall()[0][0]:
                 if time.monotonic() > deadline:
                     raise ConflictError(
@@ -148,7 +155,7 @@ class PostgresSink:
     def rehearsal(self) -> Iterator[None]:
         """See :class:`persistence.transfer.records.Sink`."""
         with self.errors(), self._conn.transaction(force_rollback=True):
-            self._conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            lift_time_limits(self._conn.cursor())
             yield
             # Those that wait for a commit, too.
             self._conn.execute("SET CONSTRAINTS ALL IMMEDIATE")

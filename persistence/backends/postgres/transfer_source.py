@@ -19,7 +19,12 @@ from psycopg import sql
 from psycopg.rows import tuple_row
 
 from persistence import schema
-from persistence.backends.postgres.connection import connect, database_identity, translate
+from persistence.backends.postgres.connection import (
+    connect,
+    database_identity,
+    lift_time_limits,
+    translate,
+)
 from persistence.backends.postgres.markers import is_marker, unmark
 from persistence.errors import SchemaError, SourceError
 from persistence.transfer.canonical import (
@@ -138,13 +143,13 @@ class PostgresSource:
             self._conn: Connection[Any] = stack.enter_context(
                 connect(self._provider.dsn, self._provider.settings)
             )
-            # One snapshot for all statements, and no idle limit while the other side is busy.
+            # One snapshot for all statements, and no limit of time while the other side is busy.
             self._conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             if self._snapshot is not None:
                 name = sql.Literal(self._snapshot)
                 self._conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(name))
             self._conn.execute(_DISTRIBUTED)
-            self._conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            lift_time_limits(self._conn.cursor())
             # Where a policy would hide rows, an error: what is not seen is neither moved nor compared.
             self._conn.execute("SET LOCAL row_security = off")
             self._stack = stack.pop_all()
