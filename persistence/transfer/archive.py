@@ -54,6 +54,11 @@ class ArchiveSource:
     ) -> None:
         return None
 
+    @property
+    def converted(self) -> int:
+        """See :class:`persistence.transfer.records.Source`; an archive holds no JSON."""
+        return 0
+
     def drift(self) -> list[str]:
         """See :class:`persistence.transfer.records.Source`; it has no tables."""
         return []

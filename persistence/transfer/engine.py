@@ -164,7 +164,7 @@ def look(
             entries = read_by(crew, source, opens, preflight, survey, meter.add, recording)
         else:
             copyist = copyist or recorder(recording, preflight)
-            entries = read(source.records(), meter, preflight, survey, copyist)
+            entries = read(source, None, meter, preflight, survey, copyist)
         for entry in entries:
             spool.add(entry)
             fingerprint.see(entry.thread)

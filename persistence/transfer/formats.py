@@ -52,6 +52,8 @@ class Formats:
             self._cipher = AesCipher(key, settings.resolve_encryption_old_keys())
         self._encrypted_only = key is not None and not settings.allow_plaintext
         self._allow_pickle = allow_pickle
+        self.converted = 0
+        """How many values and checkpoints were JSON so far."""
         self.encrypts = self._cipher is not None
         self.plain_types = frozenset() if self._encrypted_only else MSGPACK_TYPES
         """What is shown as it is; a database may hash it itself."""
@@ -67,6 +69,7 @@ class Formats:
             return str(type_), data
         kind, opened = self._open(what, type_, data)
         if kind == "json":
+            self.converted += 1
             return _json_value(opened)
         if not is_known(kind, allow_pickle=self._allow_pickle):
             raise NotCanonicalError(unknown(what, kind))
@@ -82,6 +85,7 @@ class Formats:
         if kind == PICKLE and self._allow_pickle:
             row = _unpickled(opened)
         elif kind in ("msgpack", "json"):
+            self.converted += kind == "json"
             fields = _json_fields(opened) if kind == "json" else split_map(opened)
             row = Row(fields, split_map(fields.pop("channel_values", b"\x80")), {})
         else:

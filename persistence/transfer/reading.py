@@ -6,7 +6,7 @@ is the same, whoever read them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -44,14 +44,15 @@ class Copyist(Protocol):
 
 
 def read(
-    records: Iterable[Record],
+    source: Source,
+    threads: Sequence[str] | None,
     counts: Counts,
     preflight: Preflight,
     survey: Survey,
     copyist: Copyist | None = None,
 ) -> Iterator[Entry]:
     """Show whole threads to everybody who looks at them; gives each when it has ended."""
-    digester, before = Digester(), replace(counts.totals)
+    digester, before, converted = Digester(), replace(counts.totals), source.converted
 
     def end(thread: ThreadDigest | None) -> Iterator[Entry]:
         nonlocal before
@@ -70,7 +71,7 @@ def read(
         )
         before = now
 
-    for record in records:
+    for record in source.records(threads):
         if (ended := digester.see(record)) is not None:
             yield from end(ended)
         counts.see(record)
@@ -79,6 +80,7 @@ def read(
         if copyist is not None:
             copyist.add(record, digester.text)
     yield from end(digester.end())
+    survey.note_converted(source.converted - converted)
     survey.end()
 
 
@@ -130,7 +132,7 @@ class Looking:
     def _look(self, source: Source, threads: Sequence[str], tell: Tell) -> Seen:
         counts, preflight, survey = Telling(tell), deepcopy(self.preflight), Survey()
         copyist = recorder(self.recording, preflight)
-        entries = list(read(source.records(threads), counts, preflight, survey, copyist))
+        entries = list(read(source, threads, counts, preflight, survey, copyist))
         counts.tell()
         return Seen(entries, preflight, survey)
 

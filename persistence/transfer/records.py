@@ -143,6 +143,10 @@ class Source(Protocol):
     def database(self) -> str | None:
         """The database whose setup would wait for this snapshot, as the identity of a sink in it begins."""
 
+    @property
+    def converted(self) -> int:
+        """How many values and checkpoints it has read that were JSON, and became msgpack."""
+
     def drift(self) -> list[str]:
         """How its tables differ from what the installed savers make, a line for each."""
 

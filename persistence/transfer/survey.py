@@ -180,6 +180,11 @@ class Survey:
         """What was noticed; none of it stops a move by itself."""
         return list(self._found.values())
 
+    def note_converted(self, count: int) -> None:
+        """So many values were JSON. A record does not show that any more, so the source tells it."""
+        if count:
+            self._finding("json").count += count
+
     def _checkpoint(self, record: Checkpoint) -> None:
         if record.checkpoint_ns != self._ns:
             self._end_namespace()
@@ -251,11 +256,12 @@ class Survey:
         self._note("pickle", f"{describe(record)}, type {type_!r}")
 
     def _note(self, kind: str, example: str) -> None:
-        finding = self._found.get(kind)
-        if finding is None:
-            what, advice = _NOTES[kind]
-            finding = self._found[kind] = Finding(kind, "note", what, advice)
-        finding.add(example)
+        self._finding(kind).add(example)
+
+    def _finding(self, kind: str) -> Finding:
+        if (finding := self._found.get(kind)) is None:
+            finding = self._found[kind] = Finding(kind, "note", *_NOTES[kind])
+        return finding
 
 
 def _leads_into_new_cycle(start: int, parents: Mapping[int, int | None], seen: set[int]) -> bool:
@@ -274,6 +280,10 @@ _NOTES = {
         "checkpoints have different values under one version: a node changed the state in place",
         "let the node return a new value; what each checkpoint saw moves as it is, but LangGraph's own"
         " Postgres saver shows the newest value in all checkpoints of the version",
+    ),
+    "json": (
+        "values are stored as JSON, by an early LangGraph or by LangGraph.js",
+        "they become msgpack, which LangGraph for Python reads and LangGraph.js does not",
     ),
     "no-version": (
         "values are in channels without a version",

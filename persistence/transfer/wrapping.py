@@ -45,6 +45,11 @@ class Wrapped:
         """The source's."""
         return self._source.place
 
+    @property
+    def converted(self) -> int:
+        """The source's."""
+        return self._source.converted
+
     def drift(self) -> list[str]:
         """The source's."""
         return self._source.drift()

@@ -247,7 +247,10 @@ def test_json_becomes_msgpack(tmp_path: Path, postgres_dsn: str) -> None:
     path, back = tmp_path / "a.db", tmp_path / "back.db"
     with make.database(path) as saver:
         old_row(saver, "t", OLD)
-    assert transfer.migrate(path, postgres_dsn).verified
+    report = transfer.migrate(path, postgres_dsn)
+    assert report.verified
+    told = {(finding.kind, finding.severity, finding.count) for finding in report.findings}
+    assert told == {("json", "note", 2), ("old-format", "note", 1)}
     (found,) = postgres_tuples(postgres_dsn)
     values = found.checkpoint["channel_values"]
     assert values["plain"] == OLD["plain"]

@@ -185,7 +185,7 @@ async def aconnect(dsn: Dsn, settings: Settings) -> AsyncConnection[DictRow]:
 
 
 def lift_time_limits(cursor: Cursor[Any]) -> None:
-    """Let the transaction that is open take its time, whatever a role or a database allows; as ``pg_dump`` does."""
+    """Let the open transaction take its time, whatever a role or a database allows; as ``pg_dump`` does."""
     # Commands, where they can be: a distributed database hands them on to its machines.
     cursor.execute("SET LOCAL statement_timeout = 0")
     cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")

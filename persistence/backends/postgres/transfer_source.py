@@ -184,6 +184,11 @@ class PostgresSource:
         """See :class:`persistence.transfer.records.Source`."""
         return self._formats.encrypts
 
+    @property
+    def converted(self) -> int:
+        """See :class:`persistence.transfer.records.Source`."""
+        return self._formats.converted
+
     def drift(self) -> list[str]:
         """See :class:`persistence.transfer.records.Source`; our own tables are no matter of it."""
         try:

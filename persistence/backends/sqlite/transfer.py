@@ -128,6 +128,11 @@ class SqliteSource:
         """See :class:`persistence.transfer.records.Source`."""
         return self._formats.encrypts
 
+    @property
+    def converted(self) -> int:
+        """See :class:`persistence.transfer.records.Source`."""
+        return self._formats.converted
+
     def drift(self) -> list[str]:
         """See :class:`persistence.transfer.records.Source`."""
         from persistence.backends.sqlite.tables import REQUIRED
