@@ -279,7 +279,8 @@ class Writer:
         else:
             raise TransferError(
                 f"batch {batch.number} of run {self._task.run_id} is not the one that was committed before",
-                hint="the run was begun by another version of this package; finish it with that one",
+                hint="the run was begun by another version of this package, or with another choice of"
+                " encryption; finish it so, or undo it",
             )
 
     def flush(self) -> None:

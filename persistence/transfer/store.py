@@ -172,7 +172,8 @@ class StoreMove:
                 elif committed[number] != batch.entry.digest:
                     raise TransferError(
                         f"batch {number} of run {run_id} is not the one that was committed before",
-                        hint="the run was begun by another version of this package; finish it with that one",
+                        hint="the run was begun by another version of this package, or with another choice of"
+                        " encryption; finish it so, or undo it",
                     )
         return written
 
