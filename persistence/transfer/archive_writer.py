@@ -36,6 +36,7 @@ class ArchiveWriter:
         self._open: PartWriter | None = None
         self._thread: str | None = None
         self._store: StoreWriter | None = None
+        self._is_one = False
 
     def __enter__(self) -> ArchiveWriter:
         require_room(self._folder)
@@ -59,7 +60,7 @@ class ArchiveWriter:
             self._open.abort()
         if self._store is not None:
             self._store.abort()
-        if error is not None:
+        if error is not None and not self._is_one:
             _clear(self._folder)
             if self._created:
                 self._folder.rmdir()
@@ -127,6 +128,7 @@ class ArchiveWriter:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(self._folder / fmt.MANIFEST)
+        self._is_one = True  # what is interrupted now is not taken back: its parts belong to the manifest
         _sync_folder(self._folder)
         _sync_folder(self._folder.parent)
 

@@ -22,6 +22,7 @@ import zstandard
 from persistence import transfer
 from persistence.errors import ArchiveError
 from persistence.transfer import archive_format as fmt
+from persistence.transfer import archive_writer
 from tests.transfer import make
 from tests.transfer.conftest import postgres_tuples, sqlite_tuples
 
@@ -393,6 +394,20 @@ def test_no_room_for_it(filled: Path, tmp_path: Path, lacking: int | None) -> No
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not folder.exists()
+
+
+def test_an_archive_that_is_complete_stays(
+    filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the very last moment, while the disk is waited for."""
+
+    def interrupted(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(archive_writer, "_sync_folder", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        transfer.export(filled, tmp_path / "copy")
+    assert transfer.verify_archive(tmp_path / "copy").verified
 
 
 def test_export_does_not_overwrite(filled: Path, archive: Path, tmp_path: Path) -> None:
