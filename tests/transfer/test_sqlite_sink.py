@@ -396,6 +396,11 @@ def test_what_is_no_place_for_a_database(filled: Path, target: Path, spoil: Any,
     assert not target.with_name(f"{target.name}-transfer").exists()
 
 
+def test_a_name_that_no_file_can_have(filled: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConnectError, match="File name too long"):
+        transfer.migrate(filled, dsn(tmp_path / f"{'x' * 300}.db"))
+
+
 def test_in_memory_is_refused(filled: Path) -> None:
     with pytest.raises(TransferError, match="is in memory"):
         transfer.migrate(filled, "sqlite://")

@@ -216,6 +216,10 @@ class SqliteDatabase:
                 )
         except PermissionError as error:
             raise ConnectError(f"no permission to look at {path}: {self.name}", transient=False) from error
+        except ConnectError:  # which is an OSError, too
+            raise
+        except OSError as error:  # a name that is too long, links that go round
+            raise ConnectError(f"cannot open {path}: {error.strerror}", transient=False) from error
 
     def _connect_error(self, error: sqlite3.Error, path: Path) -> ConnectError:
         code = error_code(error)
