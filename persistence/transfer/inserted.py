@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, takewhile
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from persistence.errors import TransferError
 from persistence.transfer.items import Key as ItemKey
@@ -29,12 +29,27 @@ def inserted_by(ledger: Ledger, run: Run) -> Iterator[tuple[str, Inserted]]:
     return unpack(ledger.keys(run.run_id))
 
 
-def own(ledger: Ledger, run: Run) -> Iterator[tuple[str, Inserted]]:
-    """As :func:`inserted_by`, without the rows that a later run has inserted: they were gone by then."""
-    theirs = _Ahead(inserted_by(ledger, later) for later in later_than(ledger, run))
+class Own(NamedTuple):
+    """What a run has inserted into a thread, and what was there before it."""
+
+    thread_id: str
+    inserted: Inserted
+    """Without the rows that a later run has inserted: they were gone by then."""
+    before: Inserted
+    """Rows that earlier runs have inserted."""
+
+
+def own(ledger: Ledger, run: Run) -> Iterator[Own]:
+    """As :func:`inserted_by`, told apart from what other runs have inserted."""
+    later = later_than(ledger, run)
+    earlier = [one for one in ledger.runs()[len(later) + 1 :] if one.state != "undone"]
+    after = _Ahead(inserted_by(ledger, one) for one in later)
+    before = _Ahead(inserted_by(ledger, one) for one in reversed(earlier))
     for thread, keys in inserted_by(ledger, run):
-        taken = set(chain.from_iterable(theirs.of(thread)))
-        yield thread, {key: mark for key, mark in keys.items() if key not in taken}
+        taken = set(chain.from_iterable(after.of(thread)))
+        mine = {key: mark for key, mark in keys.items() if key not in taken}
+        rows = chain.from_iterable(some.items() for some in before.of(thread))
+        yield Own(thread, mine, {key: mark for key, mark in rows if key not in taken})
 
 
 def own_items(ledger: Ledger, run: Run) -> Iterator[tuple[ItemKey, bytes]]:

@@ -8,14 +8,14 @@ and nothing is done unless whoever asks has chosen how to treat it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Literal
 
 from persistence.errors import ConflictError, TransferError
 from persistence.transfer.digest import describe
-from persistence.transfer.inserted import own, own_items, require_noted
+from persistence.transfer.inserted import Own, own, own_items, require_noted
 from persistence.transfer.keys import Key, key_of, marked, values_of
 from persistence.transfer.ledger import Run
 from persistence.transfer.records import Checkpoint, Reject, Sink, Source, Write
@@ -114,8 +114,8 @@ def undo(sink: Sink, run: Run, later: Later) -> Undone:
     threads = own(ledger, run)
     while chunk := list(islice(threads, _THREADS_AT_ONCE)):
         with sink.removing() as removal:
-            for thread, inserted in chunk:
-                found = _look(removal.source, thread, inserted)
+            for mine in chunk:
+                thread, found = mine.thread_id, _look(removal.source, mine)
                 if found.later and later == "refuse":
                     _refuse_later(sink, run, iter([(thread, found)]))
                 if found.later and later == "keep":
@@ -132,12 +132,10 @@ def undo(sink: Sink, run: Run, later: Later) -> Undone:
     return undone
 
 
-def _with_later(
-    target: Source, threads: Iterator[tuple[str, Mapping[Key, bytes]]]
-) -> Iterator[tuple[str, _Thread]]:
-    for thread, inserted in threads:
-        if (found := _look(target, thread, inserted)).later:
-            yield thread, found
+def _with_later(target: Source, threads: Iterator[Own]) -> Iterator[tuple[str, _Thread]]:
+    for mine in threads:
+        if (found := _look(target, mine)).later:
+            yield mine.thread_id, found
 
 
 def _refuse_later(sink: Sink, run: Run, threads: Iterator[tuple[str, _Thread]]) -> None:
@@ -150,8 +148,9 @@ def _refuse_later(sink: Sink, run: Run, threads: Iterator[tuple[str, _Thread]]) 
         )
 
 
-def _look(target: Source, thread: str, inserted: Mapping[Key, bytes]) -> _Thread:
+def _look(target: Source, mine: Own) -> _Thread:
     """Compare what a thread holds with what the run inserted."""
+    thread, inserted, before = mine
     found = _Thread({key for key in inserted if key.kind == "v"}, set(), 0)
     others: list[Checkpoint | Write] = []
     for record in target.records([thread], data=False):
@@ -162,7 +161,7 @@ def _look(target: Source, thread: str, inserted: Mapping[Key, bytes]) -> _Thread
         key, mark = marked(record)
         if inserted.get(key) == mark:
             found.remove.add(key)
-        else:
+        elif before.get(key) != mark:  # what was there before the run does not build on it
             found.changed += key in inserted
             others.append(record)
     _find_later(found, others)

@@ -73,6 +73,24 @@ def test_a_damaged_row_is_moved_once_it_is_mended(tmp_path: Path, target: Target
         transfer.retry_rejects(str(still.run_id), path, target.dsn)
 
 
+def test_what_was_mended_can_be_undone_alone(tmp_path: Path, target: Target) -> None:
+    """The row's children came before it, with the first run, and are no later work."""
+    path = tmp_path / "a.db"
+    with make.database(path) as saver:
+        graphs.chat(saver).invoke({"messages": ["one"]}, graphs.config("t"))
+    first = "(SELECT min(checkpoint_id) FROM checkpoints)"
+    make.execute(path, f"UPDATE checkpoints SET type = 'odd' WHERE checkpoint_id = {first}")
+    run = transfer.migrate(path, target.dsn, options=ASIDE).run_id
+    before = target.rows()
+    make.execute(path, "UPDATE checkpoints SET type = 'msgpack'")
+    assert transfer.retry_rejects("last", path, target.dsn).verified
+    assert transfer.verify(path, target.dsn).equal
+    assert transfer.undo("last", target.dsn).checkpoints == 1
+    assert target.rows() == before
+    transfer.undo(str(run), target.dsn)
+    assert not any(target.rows().values())
+
+
 def test_values_that_only_such_checkpoints_use_stay_behind(tmp_path: Path, target: Target) -> None:
     if "sqlite" in target.dsn:
         return  # it can hold them all
