@@ -47,11 +47,14 @@ def query_form(conninfo: str) -> str:
 
 
 @contextmanager
-def fresh_database(server: str) -> Iterator[str]:
-    """DSN of an empty database of its own on a Postgres server, dropped afterwards."""
+def fresh_database(server: str, template: str | None = None) -> Iterator[str]:
+    """DSN of a database of its own on a Postgres server, empty or a copy of another; dropped afterwards."""
     name = f"t_{uuid.uuid4().hex[:12]}"
+    make = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
+    if template is not None:
+        make += sql.SQL(" TEMPLATE {}").format(sql.Identifier(str(conninfo_to_dict(template)["dbname"])))
     with psycopg.connect(server, autocommit=True) as conn:
-        conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        conn.execute(make)
     try:
         yield "postgresql://" + query_form(make_conninfo(server, dbname=name))
     finally:

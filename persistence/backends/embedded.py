@@ -46,6 +46,7 @@ from persistence.errors import ConnectError, DsnError
 from persistence.settings import Settings
 
 if TYPE_CHECKING:
+    from persistence.transfer.live import LiveSource
     from persistence.transfer.records import Sink, Source
 
 logger = logging.getLogger("persistence")
@@ -107,8 +108,7 @@ class EmbeddedProvider(PostgresProvider):
     @contextmanager
     def source(self, *, allow_pickle: bool = False) -> Iterator[Source]:
         """One snapshot to read threads from; a folder without a database is not made one."""
-        if not (self.folder / "data" / "PG_VERSION").exists():
-            raise ConnectError(f"there is no database in {self.folder}", transient=False)
+        self._require_data()
         with self.running(), super().source(allow_pickle=allow_pickle) as source:
             yield source
 
@@ -119,11 +119,22 @@ class EmbeddedProvider(PostgresProvider):
             yield sink
 
     @contextmanager
+    def live(self) -> Iterator[LiveSource]:
+        """The database as a source that goes on changing."""
+        self._require_data()
+        with self.running(), super().live() as live:
+            yield live
+
+    @contextmanager
     def running(self) -> Iterator[None]:
         """Keep the server running meanwhile, so that several steps do not start it each."""
         with serve(self.folder) as conninfo:
             self.dsn = replace(self.dsn, conninfo=conninfo)
             yield
+
+    def _require_data(self) -> None:
+        if not (self.folder / "data" / "PG_VERSION").exists():
+            raise ConnectError(f"there is no database in {self.folder}", transient=False)
 
     def _hold(self) -> None:
         self.dsn = replace(self.dsn, conninfo=hold(self.folder))

@@ -28,6 +28,7 @@ from persistence.transfer.engine import (
     finish,
     refuse_followed,
     refuse_strangers,
+    require_tables,
     scan,
     verify_copy,
     verify_merged,
@@ -333,8 +334,7 @@ def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, 
         if options.on_conflict == "error":
             refuse_strangers(source, sink, spool)
             store.refuse(conflict, sink, found.fingerprint)
-        if source.database is not None and sink.identity.startswith(f"{source.database}/"):
-            _require_tables(provider)
+        require_tables(source, sink, provider)
         schema.setup(provider)
         with sink.exclusive():
             refuse_followed(sink, found, spool)
@@ -359,15 +359,6 @@ def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, 
             items_left_out=left,
             set_aside=len(aside),
             rejects=aside[:_SHOWN],
-        )
-
-
-def _require_tables(provider: Provider) -> None:
-    """Within one database: indexes are made concurrently, which would wait for the source's snapshot."""
-    if schema.check(provider):
-        raise TransferError(
-            f"{provider.dsn} is in the database that is read, and its tables are not complete",
-            hint=f"run `{schema.SETUP}` for it first; that cannot be done while its database is read",
         )
 
 

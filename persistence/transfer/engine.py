@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from persistence import metrics
-from persistence.errors import ConflictError, SchemaError
+from persistence import metrics, schema
+from persistence.errors import ConflictError, SchemaError, TransferError
 from persistence.transfer.collecting import rarely_collected
 from persistence.transfer.conflicts import decide, merged
 from persistence.transfer.copying import Limits, Moving, Task, Writer, of_segments, segments
@@ -46,6 +46,7 @@ from persistence.transfer.workers import ALONE, Crew, itself, shared, shared_sin
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
+    from persistence.contract import Provider
     from persistence.transfer.store import StoreMove
 
 BATCH_RECORDS = 5_000
@@ -323,6 +324,20 @@ def refuse_strangers(source: Source, sink: Sink, spool: Spool) -> None:
             return  # threads may be those of an interrupted run
     with suppress(SchemaError):  # no tables, so no threads
         decide(source, sink, existing_threads(sink, spool), "error", make_room(sink))
+
+
+def require_tables(source: Source, sink: Sink, provider: Provider) -> None:
+    """Raise where setup would wait for the source's snapshot: it makes indexes concurrently.
+
+    Raises:
+        TransferError: Both are in one database, and tables are missing.
+    """
+    inside = source.database is not None and sink.identity.startswith(f"{source.database}/")
+    if inside and schema.check(provider):
+        raise TransferError(
+            f"{provider.dsn} is in the database that is read, and its tables are not complete",
+            hint=f"run `{schema.SETUP}` for it first; that cannot be done while its database is read",
+        )
 
 
 def make_room(sink: Sink) -> str:

@@ -29,6 +29,7 @@ from persistence.transfer.engine import (
     new_run,
     refuse_half_undone,
     refuse_strangers,
+    require_tables,
     scan,
     verify_copy,
 )
@@ -180,15 +181,15 @@ def cut_over(
     Raises:
         As :func:`follow`, and ConnectError: The lock was not to be had.
     """
+    with provider_of(source, settings).live() as live:
+        live.require(sealing=seal)
     with _opened(source, target, settings, progress, threading.Event()) as job:
         if job.run.state == "finished":
             return job.cut_over(None, None, 0, already_done=True)
         job.live.watch()
         try:
             shape, noted, mended = job.get_close(told)
-            began = time.monotonic()
             with job.live.locked() as locked:
-                began = time.monotonic()
                 if locked.shape() != shape:
                     raise TransferError(
                         f"the tables of {job.live.label} were changed during the cut-over",
@@ -202,7 +203,7 @@ def cut_over(
                 locked.unwatch()
                 if seal:
                     locked.seal(job.sink.label)
-            pause = time.monotonic() - began
+            pause = time.monotonic() - locked.began
         except BaseException:
             with suppress(ConnectError):  # its notes are forgotten by the next one
                 job.live.unwatch()
@@ -305,6 +306,7 @@ def _copy_first(live: LiveSource, sink: Sink, provider: Provider, clock: Clock) 
     workers = provider.settings.transfer_workers
     with live.snapshot() as snapshot, Spool() as spool, Crew(workers) as crew:
         refuse_itself(snapshot, sink)
+        require_tables(snapshot, sink, provider)
         found = scan(snapshot, spool, clock, sink.preflight(), crew=crew)
         refuse_strangers(snapshot, sink, spool)
         schema.setup(provider)

@@ -110,6 +110,9 @@ class Snapshot(Source, Protocol):
 class Locked(Snapshot, Protocol):
     """The last state of a source: nobody can write to it."""
 
+    began: float
+    """When writers had to wait first, by ``time.monotonic()``."""
+
     def seal(self, target: str) -> None:
         """Refuse writes from the end of this transaction on, and say where the data has moved."""
 
@@ -129,6 +132,14 @@ class LiveSource(Protocol):
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """The state that it has now."""
+
+    def require(self, *, sealing: bool) -> None:
+        """Raise where a cut-over cannot be, before it begins.
+
+        Raises:
+            TransferError: A right is lacking that :meth:`locked` or, if it is wanted, the seal needs.
+            ConnectError: It can only be read, or not be locked.
+        """
 
     def watch(self) -> None:
         """Note from now on what stamps may not show; see :meth:`Snapshot.noted`."""

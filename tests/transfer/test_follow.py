@@ -37,7 +37,7 @@ KILLS = int(os.environ.get("FOLLOW_KILLS", "2"))
 class Writer:
     """A process of :mod:`tests.transfer.writer`, and what it was told is stored."""
 
-    def __init__(self, path: Path, kind: str) -> None:
+    def __init__(self, path: Path | str, kind: str) -> None:
         self.acknowledged: dict[str, set[str]] = {}
         self.lines = 0
         self._process = subprocess.Popen(
@@ -80,7 +80,7 @@ class Writer:
 
 
 @contextmanager
-def writing(path: Path, kind: str) -> Iterator[Writer]:
+def writing(path: Path | str, kind: str) -> Iterator[Writer]:
     writer = Writer(path, kind)
     try:
         yield writer
@@ -89,7 +89,7 @@ def writing(path: Path, kind: str) -> Iterator[Writer]:
 
 
 def follow_for(
-    source: Path, target: str, rounds: int, then: Callable[[transfer.Round], None] | None = None
+    source: Path | str, target: str, rounds: int, then: Callable[[transfer.Round], None] | None = None
 ) -> None:
     """Follow until so many rounds were done."""
     stop = threading.Event()

@@ -13,9 +13,14 @@ import sys
 import threading
 from typing import Any
 
+import psycopg
 from langchain_core.messages import HumanMessage
+from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.types import Command
+from psycopg import Connection
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import ConnectionPool
 
 import persistence
 from persistence.errors import SealedError
@@ -63,14 +68,16 @@ def work(saver: Any, number: int) -> None:
                 say("-", thread)
             talk(saver, thread, choose)
             _over.wait(choose.uniform(0, 0.1))
-    except (sqlite3.IntegrityError, SealedError) as error:
+    except (sqlite3.IntegrityError, psycopg.IntegrityError, SealedError) as error:
         assert "has moved" in str(error)
         _over.set()
 
 
 def main(path: str, kind: str) -> None:
-    """Open the file with LangGraph's own saver, or with ours."""
-    if kind == "official":
+    """Open the file, or the Postgres database, with LangGraph's own saver, or with ours."""
+    if "://" in path:
+        open_postgres(path, kind)
+    elif kind == "official":
         with SqliteSaver.from_conn_string(path) as saver:
             saver.conn.execute("PRAGMA busy_timeout = 60000")
             saver.serde = graphs.serde()
@@ -78,6 +85,16 @@ def main(path: str, kind: str) -> None:
             run(saver)
     else:
         with persistence.open(f"sqlite:///{path}?busy_timeout=60") as db:
+            run(db.checkpointer)
+
+
+def open_postgres(dsn: str, kind: str) -> None:
+    if kind == "official":
+        options = {"autocommit": True, "row_factory": dict_row}
+        with ConnectionPool[Connection[DictRow]](dsn, kwargs=options, min_size=WORKERS) as pool:
+            run(PostgresSaver(pool, serde=graphs.serde()))
+    else:
+        with persistence.open(dsn) as db:
             run(db.checkpointer)
 
 

@@ -17,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row, tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
+from persistence.backends.moved import MOVED, sealed
 from persistence.backends.postgres.deadline import DEADLINE
 from persistence.backends.postgres.qualify import (
     AsyncSchemaCursor,
@@ -344,6 +345,8 @@ def translate(error: BaseException, where: str) -> PersistenceError | None:
         case errors.UndefinedTable() | errors.UndefinedColumn() | errors.InvalidSchemaName():
             detail = _first_line(error)
             return SchemaError(f"{detail}: {where}", hint="make the tables with: persistence setup")
+        case errors.IntegrityConstraintViolation() if (text := _first_line(error)).startswith(MOVED):
+            return sealed(f"{text}: {where}")
         case PoolClosed():
             return ClosedError(f"the connection to {where} was closed")
         case PoolTimeout() | TooManyRequests():

@@ -13,6 +13,7 @@ import psycopg
 from psycopg import errors
 from psycopg_pool import PoolTimeout
 
+from persistence.backends.moved import sealed
 from persistence.backends.postgres.connection import (
     AsyncPool,
     AsyncPoolConnection,
@@ -23,6 +24,7 @@ from persistence.backends.postgres.connection import (
     translate,
 )
 from persistence.backends.postgres.deadline import DEADLINE, Deadline
+from persistence.backends.postgres.seal import SEALED, named
 from persistence.contract import Probe
 from persistence.errors import ConnectError, PersistenceError
 
@@ -121,6 +123,7 @@ def _look(
     """The statements; each tells something by itself, so all are tried while the server answers."""
     failures: list[psycopg.Error] = []
     write_seconds = read_seconds = None
+    is_sealed = False
     sizes: dict[str, int] = {}
     begin = time.perf_counter()
     try:
@@ -133,6 +136,8 @@ def _look(
         rows = yield _READ, {}
         if rows:
             read_seconds = time.perf_counter() - begin
+        # The canary has a table of its own, which no seal is on.
+        is_sealed = bool((yield SEALED, {"checkpoints": named("checkpoints", schema)}))
         prefix = f"{quote_identifier(schema)}." if schema else ""
         names = list(_TABLES)
         try:
@@ -145,6 +150,8 @@ def _look(
         sizes = {name: int(size) for name, size in found}
     except psycopg.Error as error:
         failures.append(error)
+    if is_sealed:
+        write_seconds = None
     # An error with a SQLSTATE came from the server.
     answered = read_seconds is not None or any(error.sqlstate for error in failures)
     return Probe(
@@ -152,7 +159,7 @@ def _look(
         read_seconds=read_seconds,
         write_seconds=write_seconds,
         storage=sizes,
-        error=_ours(failures[0], where, deadline) if failures else None,
+        error=_ours(failures[0], where, deadline) if failures else sealed() if is_sealed else None,
     )
 
 

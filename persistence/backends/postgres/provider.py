@@ -9,6 +9,7 @@ from persistence.backends.postgres.connection import aconnect, connect, make_asy
 from persistence.contract import AsyncBackend, Backend, Capability, Provider, Tables
 
 if TYPE_CHECKING:
+    from persistence.transfer.live import LiveSource
     from persistence.transfer.records import Sink, Source
 
 
@@ -17,7 +18,14 @@ class PostgresProvider(Provider):
 
     schemes = ("postgresql",)
     capabilities = frozenset(
-        {Capability.DURABLE, Capability.STORE, Capability.TABLES, Capability.SOURCE, Capability.SINK}
+        {
+            Capability.DURABLE,
+            Capability.STORE,
+            Capability.TABLES,
+            Capability.SOURCE,
+            Capability.SINK,
+            Capability.FOLLOW,
+        }
     )
 
     def open(self) -> Backend:
@@ -55,3 +63,9 @@ class PostgresProvider(Provider):
         from persistence.backends.postgres.transfer import PostgresSink
 
         return PostgresSink(self)
+
+    def live(self) -> AbstractContextManager[LiveSource]:
+        """The database as a source that goes on changing."""
+        from persistence.backends.postgres.transfer_live import LiveDatabase
+
+        return LiveDatabase(self)

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 import psycopg
@@ -56,6 +56,16 @@ _FETCH_BYTES = 4_000_000
 _THREADS_AT_ONCE = 5_000
 
 
+class Where(NamedTuple):
+    """A condition beside those that a query has, and its parameters."""
+
+    text: str = ""
+    args: tuple[object, ...] = ()
+
+
+_EVERYWHERE = Where()
+
+
 class Query(NamedTuple):
     """A table in order: COLLATE "C" is that of UTF-8 bytes, whatever the database's own collation."""
 
@@ -69,7 +79,7 @@ class Query(NamedTuple):
 
 
 # The hashes are computed in the database, so that checking a remote one does not carry its data over.
-_BLOBS = Query(
+BLOBS = Query(
     "blobs",
     "thread_id, checkpoint_ns, channel, version, type, sha256(coalesce(blob, '')),"
     " substring(blob FROM 1 FOR 6), octet_length(blob), {data}",
@@ -79,7 +89,7 @@ _BLOBS = Query(
 ORDER BY thread_id COLLATE "C", checkpoint_ns COLLATE "C", channel COLLATE "C", version COLLATE "C"
 """,
 )
-_CHECKPOINTS = Query(
+CHECKPOINTS = Query(
     "checkpoints",
     "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint::text, metadata::text",
     "",
@@ -138,7 +148,7 @@ class PostgresSource:
         self._allow_pickle = allow_pickle
         self._formats = Formats(provider.settings, allow_pickle=allow_pickle)
 
-    def __enter__(self) -> PostgresSource:
+    def __enter__(self) -> Self:
         with ExitStack() as stack, self.errors():
             self._conn: Connection[Any] = stack.enter_context(
                 connect(self._provider.dsn, self._provider.settings)
@@ -170,7 +180,7 @@ class PostgresSource:
     def share(self) -> Open:
         """See :mod:`persistence.transfer.workers`; it lasts as long as this snapshot."""
         with self.errors():
-            (name,) = self._cursor().execute("SELECT pg_export_snapshot()").fetchall()[0]
+            (name,) = self.cursor().execute("SELECT pg_export_snapshot()").fetchall()[0]
         return partial(PostgresSource, self._provider, name, allow_pickle=self._allow_pickle)
 
     @property
@@ -203,7 +213,7 @@ class PostgresSource:
         with self.errors():
             schema = self._provider.settings.db_schema
             if schema is None:
-                schema = self._cursor().execute("SELECT current_schema()").fetchall()[0][0]
+                schema = self.cursor().execute("SELECT current_schema()").fetchall()[0][0]
         return f"{self.database}/{schema}"
 
     @property
@@ -223,7 +233,7 @@ class PostgresSource:
                     ' WHERE thread_id COLLATE "C" <= %(upto)s'
                     ' AND (%(after)s::text IS NULL OR thread_id COLLATE "C" > %(after)s::text)'
                 )
-                found += self._cursor().execute(statement.encode(), between).fetchall()[0]
+                found += self.cursor().execute(statement.encode(), between).fetchall()[0]
         return found
 
     def official(self) -> Official:
@@ -235,7 +245,7 @@ class PostgresSource:
     def threads(self) -> Iterator[str]:
         """See :class:`persistence.transfer.records.Source`."""
         with self.errors():
-            fetch = self._declare("threads", _THREADS, None)
+            fetch = self.declare("threads", _THREADS)
             while rows := fetch(_THREADS_AT_ONCE):
                 yield from (row[0] for row in rows)
 
@@ -244,9 +254,9 @@ class PostgresSource:
         counted = "SELECT count(*) FROM checkpoints"
         with self.errors():
             if threads is None:
-                return int(self._cursor().execute(counted).fetchall()[0][0])
+                return int(self.cursor().execute(counted).fetchall()[0][0])
             each = (
-                self._cursor().execute(f"{counted} WHERE thread_id = ANY(%s)".encode(), [some])
+                self.cursor().execute(f"{counted} WHERE thread_id = ANY(%s)".encode(), [some])
                 for some in _held(threads)
             )
             return sum(rows.fetchall()[0][0] for rows in each)
@@ -268,23 +278,31 @@ class PostgresSource:
 
     def _some(self, threads: Sequence[str] | None, *, data: bool) -> Iterator[Record]:
         if not data and self._has_others is None:
-            others = self._cursor().execute(_OTHERS, {"plain": list(self._formats.plain_types)})
+            others = self.cursor().execute(_OTHERS, {"plain": list(self._formats.plain_types)})
             self._has_others = bool(others.fetchall()[0][0])
-        blobs = _Ahead(self.rows(_BLOBS, threads, data=data))
-        checkpoints = _Ahead(self.rows(_CHECKPOINTS, threads, data=data))
-        writes = _Ahead(self.rows(self._writes(), threads, data=data))
+        some = _EVERYWHERE if threads is None else Where("AND thread_id = ANY(%s)", (list(threads),))
+        blobs = Ahead(self.rows(BLOBS, some, data=data))
+        checkpoints = Ahead(self.rows(CHECKPOINTS, some, data=data))
+        writes = Ahead(self.rows(self.writes(), some, data=data))
         while heads := [stream.row for stream in (blobs, checkpoints, writes) if stream.row]:
             thread = min(row[0] for row in heads)
             while heads := [s.row for s in (blobs, checkpoints) if s.row and s.row[0] == thread]:
                 ns = min(row[1] for row in heads)
-                yield from self._namespace(thread, ns, blobs, checkpoints, data=data)
+                yield from self.namespace(thread, ns, blobs, checkpoints, {}, data=data)
             for row in writes.take((thread,)):
-                yield self._write(row, data=data)
+                yield self.write(row, data=data)
 
-    def _namespace(
-        self, thread: str, ns: str, blobs: _Ahead, checkpoints: _Ahead, *, data: bool
+    def namespace(
+        self,
+        thread: str,
+        ns: str,
+        blobs: Ahead,
+        checkpoints: Ahead,
+        held: dict[tuple[str, str], Blob | str],
+        *,
+        data: bool,
     ) -> Iterator[Record]:
-        held: dict[tuple[str, str], Blob | str] = {}
+        """The next rows as records, values first; ``held`` gets those, by channel and version."""
         # Values that no checkpoint can refer to are no content; a thread may have nothing else.
         data = data and checkpoints.row is not None and checkpoints.row[:2] == (thread, ns)
         for _, _, channel, version, type_, digest, start, size, blob in blobs.take((thread, ns)):
@@ -305,13 +323,15 @@ class PostgresSource:
             except NotCanonicalError as error:
                 yield Reject(thread, ns, row[2], str(error), msgspec.msgpack.encode(row))
 
-    def _writes(self) -> Query:
+    def writes(self) -> Query:
+        """The table of writes, as it is here."""
         if self._has_path is None:
-            columns = self._cursor().execute("SELECT * FROM checkpoint_writes LIMIT 0").description or ()
+            columns = self.cursor().execute("SELECT * FROM checkpoint_writes LIMIT 0").description or ()
             self._has_path = "task_path" in {column.name for column in columns}
         return _WRITES if self._has_path else _OLD_WRITES
 
-    def _write(self, row: tuple[Any, ...], *, data: bool) -> Write | Reject:
+    def write(self, row: tuple[Any, ...], *, data: bool) -> Write | Reject:
+        """A row of writes as a record."""
         thread, ns, checkpoint, *_, channel, type_, digest, blob = row
         if type_ not in self._formats.plain_types or digest is None:
             try:
@@ -322,33 +342,34 @@ class PostgresSource:
         return make(Write, (*row[:7], type_, digest, blob if data else None))
 
     def rows(
-        self, query: Query, threads: Sequence[str] | None = None, *, data: bool = True
+        self, query: Query, where: Where = _EVERYWHERE, *, data: bool = True
     ) -> Iterator[tuple[Any, ...]]:
         """All rows in order, some at a time, so that memory stays bounded whatever their size."""
         if query.data and self._has_others:
             data = True
         columns = query.columns.format(data=query.data if data else "NULL")
-        rows = self._declare(query.name, f"SELECT {columns} {query.rest}", threads)
+        rest = query.rest.format(where=where.text)
+        rows = self.declare(query.name, f"SELECT {columns} {rest}", where.args)
         if data or not query.data:
-            sizes = self._declare(f"{query.name}_sizes", f"SELECT {query.size} {query.rest}", threads)
+            sizes = self.declare(f"{query.name}_sizes", f"SELECT {query.size} {rest}", where.args)
             for count in _counts(sizes):
                 yield from rows(count)
         else:
             while some := rows(_FETCH):
                 yield from some
 
-    def _declare(self, name: str, statement: str, threads: Sequence[str] | None) -> _Fetch:
+    def declare(self, name: str, statement: str, args: Sequence[object] = ()) -> _Fetch:
         """A server-side cursor; gives its next rows."""
-        cursor = self._cursor()
-        where = "" if threads is None else "AND thread_id = ANY(%s)"
+        cursor = self.cursor()
         # One that an earlier call left, which may not have been read to its end.
         if cursor.execute("SELECT 1 FROM pg_cursors WHERE name = %s", [f"transfer_{name}"]).fetchone():
             cursor.execute(f"CLOSE transfer_{name}".encode())
-        declare = f"DECLARE transfer_{name} NO SCROLL CURSOR FOR {statement.format(where=where)}"
-        cursor.execute(declare.encode(), None if threads is None else [list(threads)])
+        declare = f"DECLARE transfer_{name} NO SCROLL CURSOR FOR {statement}"
+        cursor.execute(declare.encode(), args or None)
         return lambda count: cursor.execute(f"FETCH {count} FROM transfer_{name}".encode()).fetchall()
 
-    def _cursor(self) -> Cursor[tuple[Any, ...]]:
+    def cursor(self) -> Cursor[tuple[Any, ...]]:
+        """A cursor in the snapshot."""
         return self._conn.cursor(binary=True, row_factory=tuple_row)
 
     def errors(self) -> _ReadErrors:
@@ -389,7 +410,7 @@ class Blob(NamedTuple):
     delta: bool
 
 
-class _Ahead:
+class Ahead:
     """Sorted rows with the next one in sight."""
 
     def __init__(self, rows: Iterator[tuple[Any, ...]]) -> None:

@@ -11,11 +11,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from persistence.backends.moved import MOVED, sealed
 from persistence.backends.sqlite.log import Log
-from persistence.backends.sqlite.seal import MOVED
 from persistence.contract import ServerInfo
 from persistence.dsn import Dsn
-from persistence.errors import ConnectError, PersistenceError, SchemaError, SealedError
+from persistence.errors import ConnectError, PersistenceError, SchemaError
 from persistence.settings import Settings
 
 # The in-memory file system whose databases several connections of one process share.
@@ -266,7 +266,7 @@ def translate(error: BaseException, where: str) -> PersistenceError | None:
         if text.startswith("attempt to write a readonly database"):
             return ConnectError(f"{where} can only be read", transient=False)
     if isinstance(error, sqlite3.IntegrityError) and str(error).startswith(MOVED):
-        return SealedError(f"{error}: {where}", hint="use the DSN of the database that it has moved to")
+        return sealed(f"{error}: {where}")
     return None
 
 

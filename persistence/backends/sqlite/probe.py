@@ -5,11 +5,12 @@ from __future__ import annotations
 import sqlite3
 import time
 
+from persistence.backends.moved import sealed
 from persistence.backends.sqlite.connection import SqliteDatabase
 from persistence.backends.sqlite.engine import Engine
 from persistence.backends.sqlite.seal import is_sealed
 from persistence.contract import Probe
-from persistence.errors import ConnectError, PersistenceError, SealedError
+from persistence.errors import ConnectError, PersistenceError
 
 _WRITE = (
     "INSERT INTO persistence_canary (id, beat) VALUES (1, ?) "
@@ -47,7 +48,7 @@ def probe(database: SqliteDatabase, engine: Engine, timeout: float) -> Probe:
 
 def _write(conn: sqlite3.Connection) -> None:
     if is_sealed(conn):  # the canary has a table of its own
-        raise SealedError(hint="use the DSN of the database that it has moved to")
+        raise sealed()
     conn.execute(_WRITE, (str(time.time()),))
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import sqlite3
 
-MOVED = "this database has moved"
-"""How the message of a refused write begins."""
+from persistence.backends.moved import moved_to
+
 NOTES = "persistence_changed"
 _SEAL = "persistence_sealed_"
 _WATCH = "persistence_watch_"
@@ -24,7 +24,7 @@ _TRIGGERS = r"SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIK
 def seal(conn: sqlite3.Connection, target: str) -> None:
     """Refuse writes to LangGraph's tables, inside the transaction that is open."""
     unseal(conn)
-    message = f"{MOVED} to {target}; `persistence unseal` lets it be written again".replace("'", "''")
+    message = moved_to(target).replace("'", "''")
     for table in _TABLES:
         for event in ("INSERT", "UPDATE", "DELETE"):
             conn.execute(

@@ -126,6 +126,7 @@ class LockedSnapshot(LiveSnapshot):
     def __init__(self, provider: SqliteProvider, conn: sqlite3.Connection) -> None:
         super().__init__(provider)
         self._conn = conn
+        self.began = time.monotonic()
 
     def __enter__(self) -> Self:
         self._unlocked = None
@@ -176,6 +177,11 @@ class LiveFile:
     def snapshot(self) -> LiveSnapshot:
         """See :class:`persistence.transfer.live.LiveSource`."""
         return LiveSnapshot(self._provider)
+
+    def require(self, *, sealing: bool) -> None:
+        """See :class:`persistence.transfer.live.LiveSource`."""
+        with self._writing():
+            pass
 
     def watch(self) -> None:
         """See :class:`persistence.transfer.live.LiveSource`; a sealed file needs none."""
