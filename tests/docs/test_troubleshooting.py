@@ -249,3 +249,12 @@ def test_sealed(postgres_dsn: str) -> None:
     assert get() is not None
     transfer.unseal(FILE)
     put()
+
+
+def test_sealed_postgres(postgres_dsn: str) -> None:
+    put(dsn=postgres_dsn)
+    transfer.cut_over(postgres_dsn, FILE)
+    with fails(errors.SealedError, "has moved to sqlite.*`persistence unseal`.*use the DSN"):
+        put(dsn=postgres_dsn)
+    assert transfer.unseal(postgres_dsn)
+    put(dsn=postgres_dsn)

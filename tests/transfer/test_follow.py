@@ -271,11 +271,13 @@ def test_what_the_target_cannot_hold_stops_it(database: Path, postgres_dsn: str)
     require_equal(database, postgres_dsn)
 
 
-def test_what_cannot_be_followed(postgres_dsn: str, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match=r"cannot be followed.*stop the application"):
-        transfer.follow(postgres_dsn, f"sqlite:///{tmp_path / 'target.db'}")
-    with pytest.raises(UnsupportedError, match="cannot be followed"):
-        transfer.cut_over(postgres_dsn, f"sqlite:///{tmp_path / 'target.db'}")
+def test_what_cannot_be_followed(database: Path, postgres_dsn: str, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    transfer.export(database, archive)
+    for side in (archive, "memory://"):
+        for move in (transfer.follow, transfer.cut_over):
+            with pytest.raises(UnsupportedError, match=r"cannot be followed.*persistence (import|migrate)"):
+                move(side, postgres_dsn)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

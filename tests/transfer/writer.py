@@ -11,6 +11,7 @@ import random
 import sqlite3
 import sys
 import threading
+from collections import Counter
 from typing import Any
 
 import psycopg
@@ -27,6 +28,8 @@ from persistence.errors import SealedError
 from tests.transfer import graphs
 
 WORKERS = 3
+TURNS = 8
+"""Of a conversation, whose state doubles with each."""
 _printing = threading.Lock()
 _over = threading.Event()
 
@@ -60,12 +63,15 @@ def talk(saver: Any, thread: str, choose: random.Random) -> None:
 def work(saver: Any, number: int) -> None:
     """One worker's conversations, until the file refuses them."""
     choose = random.Random(number)  # noqa: S311 - which one, not a secret
+    turns = Counter[str]()
     try:
         while not _over.is_set():
             thread = f"live {number} {choose.randrange(4)}"
-            if choose.random() < 0.15:
+            turns[thread] += 1
+            if choose.random() < 0.15 or turns[thread] > TURNS:
                 saver.delete_thread(thread)
                 say("-", thread)
+                turns[thread] = 0
             talk(saver, thread, choose)
             _over.wait(choose.uniform(0, 0.1))
     except (sqlite3.IntegrityError, psycopg.IntegrityError, SealedError) as error:

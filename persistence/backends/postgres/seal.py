@@ -26,6 +26,7 @@ SELECT n.nspname::text, c.relname::text,
 FROM pg_catalog.unnest(%s::text[]) AS named (name)
 JOIN pg_catalog.pg_class c ON c.oid = pg_catalog.to_regclass(named.name)
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ORDER BY 2
 """
 SEALED = f"""
 SELECT 'sealed' FROM pg_catalog.pg_trigger

@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import psycopg
 from psycopg import sql
 
 from persistence import transfer
+from persistence.errors import ConflictError
 from tests.transfer.stores import BOTH
 
 Rows = dict[str, list[str]]
@@ -126,6 +127,31 @@ def _follow(place: Place) -> None:
     transfer.cut_over(source, place.postgres)
 
 
+def _follow_postgres(place: Place) -> None:
+    """A first copy out of the place's schema into its file, a round, and a cut-over."""
+    stop = threading.Event()
+
+    def change(_: transfer.Round) -> None:
+        stop.set()
+        with (
+            suppress(psycopg.IntegrityError),  # sealed by a run that was killed then
+            psycopg.connect(f"{place.server}&options=-csearch_path%3D{place.schema}") as conn,
+        ):
+            conn.execute("DELETE FROM checkpoint_writes WHERE idx % 2 = 0")
+            conn.execute("UPDATE checkpoints SET metadata = replace(metadata::text, 'loop', 'pool')::jsonb")
+
+    with suppress(ConflictError):  # cut over by a run that was killed then
+        transfer.follow(place.postgres, place.sqlite, stop=stop, told=change)
+    assert transfer.cut_over(place.postgres, place.sqlite).sealed
+
+
+def _threads(place: Place) -> Rows:
+    """What else there is tells how often it was run."""
+    return {
+        table: found for table, found in sqlite_rows(place).items() if not table.startswith("persistence_")
+    }
+
+
 def _undo(dsn: str) -> None:
     if transfer.runs(dsn)[0].state != "undone":
         transfer.undo("last", dsn)
@@ -152,6 +178,12 @@ SCENARIOS = {
             "undo-postgres",
             lambda p: _undo(p.postgres),
             postgres_rows,
+            prepare=lambda p: transfer.migrate(p.source, p.postgres),
+        ),
+        Scenario(
+            "follow-postgres",
+            _follow_postgres,
+            _threads,
             prepare=lambda p: transfer.migrate(p.source, p.postgres),
         ),
         Scenario("undo-followed", lambda p: _undo(p.postgres), postgres_rows, prepare=_follow),
