@@ -37,7 +37,7 @@ from persistence.transfer.ledger import Run
 from persistence.transfer.live import Stamp
 from persistence.transfer.options import Options
 from persistence.transfer.report import Phase, Progress, no_progress
-from persistence.transfer.sides import Side, provider_of
+from persistence.transfer.sides import Side, open_live
 from persistence.transfer.spool import Spool
 from persistence.transfer.sync import Round, Sync
 from persistence.transfer.workers import Crew
@@ -121,7 +121,7 @@ def follow(
     The source is only read. The same call goes on where an interrupted one stopped.
 
     Args:
-        source: A DSN, or the path of a SQLite file.
+        source: A DSN, of SQLite or Postgres, or the path of a SQLite file.
         target: A DSN.
         settings: Defaults to the settings from the environment.
         interval: Seconds between two rounds of catching up.
@@ -171,7 +171,7 @@ def cut_over(
     written to.
 
     Args:
-        source: A DSN, or the path of a SQLite file.
+        source: A DSN, of SQLite or Postgres, or the path of a SQLite file.
         target: A DSN. What :func:`follow` has moved there is not moved again.
         settings: Defaults to the settings from the environment.
         seal: Make the source refuse writes, so that no process goes on in it.
@@ -181,7 +181,7 @@ def cut_over(
     Raises:
         As :func:`follow`, and ConnectError: The lock was not to be had.
     """
-    with provider_of(source, settings).live() as live:
+    with open_live(source, settings) as live:
         live.require(sealing=seal)
     with _opened(source, target, settings, progress, threading.Event()) as job:
         if job.run.state == "finished":
@@ -224,7 +224,7 @@ def unseal(source: Side, *, settings: Settings | None = None) -> bool:
     Returns:
         Whether it was sealed.
     """
-    with provider_of(source, settings).live() as live:
+    with open_live(source, settings) as live:
         return live.unseal()
 
 
@@ -292,7 +292,7 @@ def _opened(
 
     clock = Clock(tell)
     provider = provider_for(target, settings)
-    with provider_of(source, settings).live() as live, provider.sink() as sink:
+    with open_live(source, settings) as live, provider.sink() as sink:
         if _run_of(live, sink) is None:
             _copy_first(live, sink, provider, clock)
         with sink.exclusive():

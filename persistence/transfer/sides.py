@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from urllib.parse import quote
 
 from persistence.dsn import Dsn
-from persistence.errors import DsnError, TransferError
+from persistence.errors import DsnError, TransferError, UnsupportedError
 from persistence.registry import provider_for
 from persistence.settings import get_settings
 from persistence.transfer.archive import ArchiveSource
@@ -18,6 +18,7 @@ from persistence.transfer.records import Source
 if TYPE_CHECKING:
     from persistence.contract import Provider
     from persistence.settings import Settings
+    from persistence.transfer.live import LiveSource
     from persistence.transfer.options import Options
 
 Side = str | Dsn | Path
@@ -59,6 +60,21 @@ def open_source(
     if _is_archive(side):
         return ArchiveSource(side, allow_pickle=allow_pickle)
     return provider_of(side, settings).source(allow_pickle=allow_pickle)
+
+
+def open_live(side: Side, settings: Settings | None) -> AbstractContextManager[LiveSource]:
+    """What a DSN or a path names, to follow.
+
+    Raises:
+        UnsupportedError: It is nothing that goes on changing.
+    """
+    side = as_path(side)
+    if _is_archive(side):
+        raise UnsupportedError(
+            f"an archive cannot be followed, as it does not change: {side}",
+            hint="read it with `persistence import`",
+        )
+    return provider_of(side, settings).live()
 
 
 def workers_of(settings: Settings | None, *sides: Side) -> int | None:

@@ -33,6 +33,9 @@ STORIES = {
         "Rollback within five minutes": "",
         "Nothing was written since": "4 messages so far",
     },
+    "for good, while the application runs": {
+        "Permanent rollback while the application runs": "4 messages so far",
+    },
     "while the application runs": {
         "Cut-over while the application runs": "4 messages so far",
         "What was written is to be kept": "6 messages so far",
@@ -41,6 +44,11 @@ STORIES = {
 BEFORE = {
     "there, back, lost and found": [],
     "there and back at once": ["persistence cut-over env:SQLITE env:POSTGRES", "chmod a-w chat.db"],
+    "for good, while the application runs": [
+        "persistence migrate env:SQLITE env:POSTGRES",
+        "SQLITE=$POSTGRES python live.py & live=$!",
+        "until [ -s stored ]; do sleep 0.1; done",
+    ],
     "while the application runs": [
         "python live.py & live=$!",
         "until [ -s stored ]; do sleep 0.1; done",
@@ -50,8 +58,9 @@ AFTER = {
     # The page's warning: as the target of a rollback the old file is a conflict.
     "there, back, lost and found": ["! persistence migrate env:POSTGRES env:SQLITE 2>refused"],
     "there and back at once": [],
-    # The application has found the file sealed, and what it was told is stored is in the new one.
-    "while the application runs": ["wait $live", "python stored.py"],
+    # The application has found its database sealed, and what it was told is stored is in the new one.
+    "for good, while the application runs": ["wait $live", "python stored.py chat-back.db"],
+    "while the application runs": ["wait $live", "python stored.py chat-after.db"],
 }
 LIVE = """
 import os
@@ -76,8 +85,9 @@ with persistence.open(os.environ["SQLITE"]) as db, open("stored", "w", buffering
         raise SystemExit("never sealed")
 """
 STORED = """
+import sys
 import persistence
-with persistence.open("sqlite:///chat-after.db") as db:
+with persistence.open("sqlite:///" + sys.argv[1]) as db:
     there = set()
     for number in range(7):
         found = db.checkpointer.get_tuple({"configurable": {"thread_id": f"live {number}"}})
