@@ -28,7 +28,7 @@ from persistence.errors import SealedError
 from tests.transfer import graphs
 
 WORKERS = 3
-TURNS = 8
+TURNS = 5
 """Of a conversation, whose state doubles with each."""
 _printing = threading.Lock()
 _over = threading.Event()
@@ -73,7 +73,7 @@ def work(saver: Any, number: int) -> None:
                 say("-", thread)
                 turns[thread] = 0
             talk(saver, thread, choose)
-            _over.wait(choose.uniform(0, 0.1))
+            _over.wait(choose.uniform(0, 0.2))
     except (sqlite3.IntegrityError, psycopg.IntegrityError, SealedError) as error:
         assert "has moved" in str(error)
         _over.set()

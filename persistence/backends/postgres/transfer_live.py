@@ -70,11 +70,11 @@ _ROWS = (
     ),
     ("checkpoint_blobs", "xmin, checkpoint_ns, channel, version, type, octet_length(blob)"),
 )
-# The sum of two hashes of each row: it needs no order.
+# The sums of two hashes of each row: they need no order.
 _PART = """
 SELECT thread_id, {part} AS part, count(*) AS count, max(mark) AS mark,
-    sum(hashtextextended(line, 0)) || '.' || sum(hashtextextended(line, 1)) AS digest
-FROM (SELECT thread_id, xmin::text::bigint AS mark, ROW({row})::text AS line FROM {table}) AS each_row
+    sum(hash_record_extended(line, 0)) || '.' || sum(hash_record_extended(line, 1)) AS digest
+FROM (SELECT thread_id, xmin::text::bigint AS mark, ROW({row}) AS line FROM {table}) AS each_row
 {where} GROUP BY thread_id
 """
 _STAMPS = """
