@@ -115,7 +115,7 @@ def test_there_and_back_again(database: Path, postgres_dsn: str, tmp_path: Path)
 def test_killed_at_random_instants(source: str, postgres_dsn: str) -> None:
     choose = random.Random(18)  # noqa: S311 - instants, not secrets
     with writing(source, "ours"):
-        for _ in range(KILLS):
+        for _ in range((KILLS + 1) // 2):
             with subprocess.Popen(
                 [*FOLLOW, "--follow-interval", "0.1", source, postgres_dsn],
                 stdout=subprocess.PIPE,
