@@ -17,7 +17,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 import persistence
 from persistence import schema, transfer
 from persistence.backends.postgres import transfer_live
-from persistence.errors import ConnectError, SealedError, TransferError, VerificationError
+from persistence.errors import ConnectError, PersistenceError, SealedError, TransferError, VerificationError
 from persistence.registry import provider_for
 from tests.support import fresh_database
 from tests.transfer import graphs, make
@@ -194,6 +194,24 @@ def test_the_target_lost_a_row(source: str, file: str) -> None:
         transfer.cut_over(source, file, told=lose)
     assert sealed(source) == []
     put(source)
+
+
+def test_the_lock_is_lost(source: str, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the last moment: nothing was sealed, so it is not said to be."""
+    seal = transfer_live.LockedSnapshot.seal
+
+    def lose(locked: transfer_live.LockedSnapshot, target: str) -> None:
+        seal(locked, target)
+        execute(source, f"SELECT pg_terminate_backend({locked._conn.info.backend_pid}, 60000)")
+
+    monkeypatch.setattr(transfer_live.LockedSnapshot, "seal", lose)
+    with pytest.raises(PersistenceError, match="lost the connection"):
+        transfer.cut_over(source, file)
+    assert sealed(source) == []
+    put(source)
+    monkeypatch.undo()
+    assert transfer.cut_over(source, file).sealed
+    assert transfer.verify(source, file).equal
 
 
 def test_a_role_that_may_only_read(source: str, role: str, file: str, tmp_path: Path) -> None:

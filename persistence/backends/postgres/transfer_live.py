@@ -53,6 +53,7 @@ _TRY_MILLISECONDS = 400
 """One try, behind which writers queue: less than the second after which
 Postgres looks for a deadlock."""
 _PAUSE = 0.5
+_IDLE_SECONDS = 60
 _NONE = "-"
 """In place of a digest where there are no rows."""
 _STAMPS_AT_ONCE = 5_000
@@ -318,7 +319,8 @@ def _locked(conn: Connection[Any], mode: str) -> float | None:
     # Each statement sees the tables as they are under the lock.
     conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
     conn.execute(f"SET LOCAL lock_timeout = {_TRY_MILLISECONDS}".encode())
-    conn.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+    # If this machine is gone, the lock goes soon.
+    conn.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{_IDLE_SECONDS}s'".encode())
     conn.execute("SET LOCAL row_security = off")
     try:
         conn.execute(f"LOCK TABLE {', '.join(seal.TABLES)} IN {mode} MODE".encode())
