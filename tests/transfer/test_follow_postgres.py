@@ -139,7 +139,10 @@ def test_a_transaction_that_commits_late(source: str, file: str) -> None:
             make.put(saver, "chat 0 é", {"c": ["meanwhile"]}, id="1f2")
         follow_for(source, file, 1)
         conn.execute(COPY_OF.format(thread="chat 0 é", id="1f1").encode())
-        conn.commit()
+        with provider_for(source).live() as live:
+            before = live.version()
+            conn.commit()
+            assert live.version() != before, "a round is needed"
     with saving(source) as saver:
         make.put(saver, "log", {"c": ["later"]}, id="1f3")
     assert one_round(source, file)[0] == 2
