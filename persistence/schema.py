@@ -77,6 +77,10 @@ OWN_TABLES: Mapping[str, TableShape] = {
     "persistence_followed_keys": TableShape(
         frozenset({"run_id", "thread_id", "part_no", "forgets", "keys"}), ("run_id", "thread_id", "part_no")
     ),
+    "persistence_followed_items": TableShape(
+        frozenset({"run_id", "prefix", "key", "stamp", "mark", "updated_at", "expires_at"}),
+        ("run_id", "prefix", "key"),
+    ),
 }
 
 _logger = logging.getLogger(__name__)

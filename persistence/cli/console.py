@@ -131,6 +131,11 @@ def _is_nowhere() -> bool:
     return False
 
 
+def left_out(count: int, what: str) -> str:
+    """How many items of the store do not take part, and what would change that."""
+    return f"{count:,} items of the store {what}; --include store adds them"
+
+
 def fail_usage(message: str, hint: str | None) -> int:
     """Print a mistake in the command line; without a message the help was printed instead."""
     if not message:

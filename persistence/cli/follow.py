@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from types import FrameType
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from persistence.cli.arguments import Json, Source, Target, read_dsn
-from persistence.cli.console import OK, emit, invocation, note, rows
+from persistence.cli.choices import Include, WithoutVectors, parts
+from persistence.cli.console import OK, emit, invocation, left_out, note, rows
 from persistence.cli.progress import progress
 
 if TYPE_CHECKING:
     from persistence.dsn import Dsn
     from persistence.transfer import CutOver, Round
+    from persistence.transfer.options import Part
 
 Follow = Annotated[
     bool,
@@ -31,12 +33,23 @@ FollowInterval = Annotated[
 ]
 
 
-def keep_up(source: Dsn, target: Dsn, interval: float) -> int:
+def keep_up(
+    source: Dsn, target: Dsn, interval: float, include: Collection[Part] | None, *, vectors: bool
+) -> int:
     """Copy everything, then catch up until Ctrl-C or SIGTERM; the round that is under way is finished."""
     from persistence import transfer
 
     with progress(plain=True) as show, _stopped_by_signals() as stop:
-        done = transfer.follow(source, target, interval=interval, stop=stop, progress=show, told=_tell)
+        done = transfer.follow(
+            source,
+            target,
+            interval=interval,
+            include=include,
+            vectors=vectors,
+            stop=stop,
+            progress=show,
+            told=_tell,
+        )
     emit(
         asdict(done),
         [
@@ -57,6 +70,8 @@ def keep_up(source: Dsn, target: Dsn, interval: float) -> int:
 def cut_over(
     source: Source,
     target: Target,
+    include: Include = None,
+    without_vectors: WithoutVectors = False,
     no_seal: Annotated[
         bool,
         typer.Option("--no-seal", help="Leave SOURCE open: processes left behind go on writing there."),
@@ -67,13 +82,21 @@ def cut_over(
 
     Everything that `persistence migrate --follow` has moved is compared by content. Then SOURCE is locked for
     the last changes, and sealed: processes that still use it get an error when they write, until
-    `persistence unseal`.
+    `persistence unseal`. What was followed is known; --include is for a SOURCE that was not.
     """
     from persistence import transfer
 
     left, right = read_dsn(source), read_dsn(target)
     with progress(plain=True) as show:
-        done = transfer.cut_over(left, right, seal=not no_seal, progress=show, told=_tell)
+        done = transfer.cut_over(
+            left,
+            right,
+            include=parts(include, transfer.Selection()) if include else None,
+            vectors=not without_vectors,
+            seal=not no_seal,
+            progress=show,
+            told=_tell,
+        )
     emit(asdict(done), [rows(list(_outcome(done)))])
     return OK
 
@@ -99,7 +122,7 @@ def _outcome(done: CutOver) -> Iterator[tuple[str, object]]:
         yield "in the pause", _amounts(done.last)
         yield "write pause", f"{done.pause_seconds:.2f} s"
     if done.mended:
-        yield "mended", f"{done.mended:,} threads that had changed without showing it"
+        yield "mended", f"{done.mended:,} threads or items that had changed without showing it"
     yield "time", f"{done.seconds:.1f} s"
     how = "was cut over before" if done.already_done else "cut over, verified by content"
     yield "result", f"{how}; the source {'is sealed' if done.sealed else 'is not sealed'}"
@@ -109,6 +132,10 @@ def _totals(last: Round) -> Iterator[tuple[str, object]]:
     yield "threads", f"{last.source_threads:,}"
     yield "checkpoints", f"{last.source_checkpoints:,}"
     yield "pending writes", f"{last.source_writes:,}"
+    if last.items_left_out:
+        yield "store", left_out(last.items_left_out, "do not move")
+    elif last.source_items:
+        yield "store", f"{last.source_items:,} items"
 
 
 def _tell(done: Round) -> None:
@@ -121,7 +148,8 @@ def _tell(done: Round) -> None:
 def _amounts(done: Round) -> str:
     from persistence.transfer.report import amount
 
-    return f"{done.rows:,} rows of {done.threads:,} threads, {amount(done.bytes)}"
+    items = f", {done.items:,} items" if done.items else ""
+    return f"{done.rows:,} rows of {done.threads:,} threads{items}, {amount(done.bytes)}"
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from persistence.cli.choices import (
     parts,
     selection,
 )
-from persistence.cli.console import OK, emit, printable, rows
+from persistence.cli.console import OK, emit, left_out, printable, rows
 from persistence.cli.follow import Follow, FollowInterval, keep_up
 from persistence.cli.planning import AgainstTarget, DryRun, check_flags, found, planned
 from persistence.cli.reporting import ReportPath, running
@@ -98,12 +98,16 @@ def migrate(
     )
     check_flags(dry_run=dry_run, against_target=against_target)
     if follow:
-        if options != transfer.Options() or any((archive, no_verify, dry_run, report)):
+        followed = transfer.Options(include=options.include, vectors=options.vectors)
+        if options != followed or any((archive, no_verify, dry_run, report)):
             raise typer.BadParameter(
-                "it moves everything, compares it, and takes no other option than --follow-interval",
+                "it moves all threads or items, compares them, and takes no other options than"
+                " --follow-interval, --include and --without-vectors",
                 param_hint="--follow",
             )
-        return keep_up(left, right, follow_interval)
+        return keep_up(
+            left, right, follow_interval, options.include if include else None, vectors=followed.vectors
+        )
     if dry_run:
         return planned(
             "migrate", left, right, options, report, archive=archive, against_target=against_target
@@ -278,7 +282,7 @@ def verify(
     document = json.loads(verdict.to_json())
     lines = [printable(str(found)) for found in (*verdict.differences, *verdict.item_differences)]
     if verdict.items_left_out:
-        lines.append(_left_out(verdict.items_left_out, "are not compared"))
+        lines.append(left_out(verdict.items_left_out, "are not compared"))
     emit(document, [*lines, verdict.summary()])
     return OK if verdict.equal else VerificationError.exit_code
 
@@ -338,16 +342,12 @@ def _store(report: Report) -> list[tuple[str, object]]:
 
     store = report.store
     if report.items_left_out:
-        return [("store", _left_out(report.items_left_out, "do not move"))]
+        return [("store", left_out(report.items_left_out, "do not move"))]
     if not store.items:
         return []
     kept = f"; the target keeps its own {store.kept:,}" if store.kept else ""
     moved = f"{store.items:,} items in {store.namespaces:,} namespaces, {store.vectors:,} vectors"
     return [("store", f"{moved}, {amount(store.bytes)}{kept}")]
-
-
-def _left_out(count: int, what: str) -> str:
-    return f"{count:,} items of the store {what}; --include store adds them"
 
 
 def _result(done: str, report: Report) -> str:

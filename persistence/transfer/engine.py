@@ -410,7 +410,7 @@ def refuse_followed(sink: Sink, found: Scan, spool: Spool) -> None:
         if (
             follows
             and (run.source_fingerprint, run.target_identity) == mine
-            and existing_threads(sink, spool)
+            and (existing_threads(sink, spool) or (found.store is not None and found.store.is_there(sink)))
         ):
             raise ConflictError(
                 f"run {run.run_id} into {sink.label} follows this source",

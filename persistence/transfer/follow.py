@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -33,12 +33,16 @@ from persistence.transfer.engine import (
     scan,
     verify_copy,
 )
+from persistence.transfer.follow_store import followable, has_items, look_first
+from persistence.transfer.followed_parts import parts_of, require_same, run_options
+from persistence.transfer.included import included
 from persistence.transfer.ledger import Run
 from persistence.transfer.live import Stamp
-from persistence.transfer.options import Options
+from persistence.transfer.options import THREADS, Options, Part
 from persistence.transfer.report import Phase, Progress, no_progress
 from persistence.transfer.sides import Side, open_live
 from persistence.transfer.spool import Spool
+from persistence.transfer.store import StoreMove
 from persistence.transfer.sync import Round, Sync
 from persistence.transfer.workers import Crew
 
@@ -89,7 +93,7 @@ class CutOver:
         run_id: The run in the target's ledger.
         pause_seconds: For so long nobody could write to the source; ``None`` where it was done before.
         last: What was left to do in the pause.
-        mended: Threads that had been changed without showing it, and were found by their content.
+        mended: Threads and items that had been changed without showing it, and were found by their content.
         sealed: Whether the source refuses writes now.
         already_done: The run had been cut over before; nothing was written.
         seconds: Duration in all.
@@ -112,11 +116,13 @@ def follow(
     *,
     settings: Settings | None = None,
     interval: float = INTERVAL,
+    include: Collection[Part] | None = None,
+    vectors: bool = True,
     stop: threading.Event | None = None,
     progress: Progress | None = None,
     told: Told | None = None,
 ) -> Followed:
-    """Move every thread of ``source`` into ``target``, and keep up with what is written to the source.
+    """Move the threads of ``source`` into ``target``, and keep up with what is written to the source.
 
     The source is only read. The same call goes on where an interrupted one stopped.
 
@@ -125,6 +131,9 @@ def follow(
         target: A DSN.
         settings: Defaults to the settings from the environment.
         interval: Seconds between two rounds of catching up.
+        include: What is followed: all threads (``checkpoints``), the items of the store, or both. By default
+            what the run that goes on follows, and a new one the threads.
+        vectors: Whether the items of a new run bring the embeddings of their fields.
         stop: Ends it, when it is set, after what is being committed; without it, only an exception does.
         progress: Told how far the first copy has come.
         told: Told of each round.
@@ -132,11 +141,12 @@ def follow(
     Raises:
         UnsupportedError: The source cannot be followed.
         RefusedError: The target cannot hold something; what was moved before stays.
-        ConflictError: The target has threads of the source already, or another transfer is under way.
+        ConflictError: The target has threads or items of the source already, another transfer is under way,
+            or the run follows something else.
         VerificationError: What was written reads back differently.
     """
     halt = stop or threading.Event()
-    with _opened(source, target, settings, progress, halt) as job:
+    with _opened(source, target, settings, progress, halt, include, vectors) as job:
         if job.run.state == "finished":
             raise ConflictError(
                 f"{job.live.label} was cut over to {job.sink.label} already",
@@ -161,6 +171,8 @@ def cut_over(
     target: str | Dsn,
     *,
     settings: Settings | None = None,
+    include: Collection[Part] | None = None,
+    vectors: bool = True,
     seal: bool = True,
     progress: Progress | None = None,
     told: Told | None = None,
@@ -174,7 +186,9 @@ def cut_over(
         source: A DSN, of SQLite or Postgres, or the path of a SQLite file.
         target: A DSN. What :func:`follow` has moved there is not moved again.
         settings: Defaults to the settings from the environment.
-        seal: Make the source refuse writes, so that no process goes on in it.
+        include: As in :func:`follow`; a run that goes on knows.
+        vectors: As in :func:`follow`.
+        seal: Make the source refuse writes to what was followed, so that no process goes on in it.
         progress: Told how far the first copy and the comparison have come.
         told: Told of each round before the pause.
 
@@ -183,11 +197,14 @@ def cut_over(
     """
     with open_live(source, settings) as live:
         live.require(sealing=seal)
-    with _opened(source, target, settings, progress, threading.Event()) as job:
+    with _opened(source, target, settings, progress, threading.Event(), include, vectors) as job:
         if job.run.state == "finished":
             return job.cut_over(None, None, 0, already_done=True)
-        job.live.watch()
+        if job.sync.threads:
+            job.live.watch()
         try:
+            if job.sync.store is not None:
+                job.sync.store.watch(job.live)
             shape, noted, mended = job.get_close(told)
             with job.live.locked() as locked:
                 if locked.shape() != shape:
@@ -200,9 +217,13 @@ def cut_over(
                     raise VerificationError(
                         f"{job.sink.label} does not have as many rows as the source in thread {wrong[0]!r}"
                     )
+                if job.sync.store is not None:
+                    job.sync.store.require_complete(last)
                 locked.unwatch()
-                if seal:
+                if seal and job.sync.threads:
                     locked.seal(job.sink.label)
+                if seal and job.sync.store is not None:
+                    job.sync.store.seal(locked)
             pause = time.monotonic() - locked.began
         except BaseException:
             with suppress(ConnectError):  # its notes are forgotten by the next one
@@ -214,6 +235,8 @@ def cut_over(
             "writes": last.source_writes,
             "verified": True,
         }
+        if job.sync.store is not None:
+            totals["items"] = last.source_items
         job.sink.ledger().advance(job.run.run_id, "finished", totals)
         return job.cut_over(pause, last, mended + last.mended, already_done=False)
 
@@ -282,11 +305,13 @@ def _opened(
     settings: Settings | None,
     progress: Progress | None,
     halt: threading.Event,
+    include: Collection[Part] | None,
+    vectors: bool,
 ) -> Iterator[_Job]:
     show = progress or no_progress
 
     def tell(phase: Phase, done: int, total: int, unit_bytes: int) -> None:
-        if halt.is_set() and phase != "verify":
+        if halt.is_set() and phase not in ("verify", "verify store", "write store"):
             raise KeyboardInterrupt  # during the first copy, which the next call goes on with
         show(phase, done, total, unit_bytes)
 
@@ -294,36 +319,48 @@ def _opened(
     provider = provider_for(target, settings)
     with open_live(source, settings) as live, provider.sink() as sink:
         if _run_of(live, sink) is None:
-            _copy_first(live, sink, provider, clock)
+            parts = Options(include=THREADS if include is None else include, vectors=vectors)
+            _copy_first(live, sink, provider, clock, parts)
         with sink.exclusive():
             if (run := _run_of(live, sink)) is None:
                 raise TransferError(f"the run into {sink.label} was undone meanwhile")
-            yield _Job(live, sink, run, Sync(sink, provider, run.run_id, tell, halt.is_set), clock)
+            require_same(run, include, vectors=vectors, target=sink.label)
+            sync = Sync(sink, provider, run.run_id, tell, halt.is_set, parts_of(run))
+            yield _Job(live, sink, run, sync, clock)
 
 
-def _copy_first(live: LiveSource, sink: Sink, provider: Provider, clock: Clock) -> None:
-    """Copy one snapshot and compare it. After an interruption the next round compares and completes it."""
+def _copy_first(live: LiveSource, sink: Sink, provider: Provider, clock: Clock, parts: Options) -> None:
+    """Copy one snapshot and compare it. After an interruption the next round compares and completes it.
+
+    The store is looked at here, and copied by the first round.
+    """
+    if has_store := "store" in parts.include:
+        followable(live)
     workers = provider.settings.transfer_workers
     with live.snapshot() as snapshot, Spool() as spool, Crew(workers) as crew:
         refuse_itself(snapshot, sink)
+        source = included(snapshot, parts)
         require_tables(snapshot, sink, provider)
-        found = scan(snapshot, spool, clock, sink.preflight(), crew=crew)
-        refuse_strangers(snapshot, sink, spool)
+        found = scan(source, spool, clock, sink.preflight(), crew=crew)
+        refuse_strangers(source, sink, spool)
+        if has_store:
+            with StoreMove(source, parts, clock) as move:
+                look_first(move, found, sink, make_room(sink))
         schema.setup(provider)
         with sink.exclusive():
             if _run_of(live, sink) is not None:
                 return
-            decide(snapshot, sink, existing_threads(sink, spool), "error", make_room(sink))
-            run = new_run(live.label, sink, found, follow=live.name)
+            decide(source, sink, existing_threads(sink, spool), "error", make_room(sink))
+            run = new_run(live.label, sink, found, follow=live.name, **run_options(parts))
             sink.ledger().begin(run, {})
             follower = sink.follower(run.run_id)
             for chunk in spool.chunks(_CLAIMS_AT_ONCE):
                 follower.claim([Stamp(thread.thread_id, "", 0, 0) for thread in chunk])
-            copy(snapshot, sink, found, spool, clock, Options(), crew=crew)
+            copy(source, sink, found, spool, clock, Options(), crew=crew)
             with provider.source() as target:
                 expected = found.totals.checkpoints
-                verify_copy(snapshot, target, spool, clock, expected, crew=crew).require()
-            stamps = snapshot.stamps()
+                verify_copy(source, target, spool, clock, expected, crew=crew).require()
+            stamps = snapshot.stamps() if "checkpoints" in parts.include else iter(())
             while chunk_of_stamps := list(islice(stamps, _CLAIMS_AT_ONCE)):
                 follower.claim(chunk_of_stamps)
 
@@ -335,15 +372,23 @@ def _run_of(live: LiveSource, sink: Sink) -> Run | None:
         refuse_half_undone(runs, sink)
         for run in runs:
             if run.state != "undone" and run.options.get("follow") == live.name:
-                return run if _has_threads(sink, run) else None
+                return run if _has_something(sink, run) else None
     return None
 
 
-def _has_threads(sink: Sink, run: Run) -> bool:
+def _has_something(sink: Sink, run: Run) -> bool:
+    """Whether the target has any of what the run has brought, or it has brought nothing yet."""
+    items = has_items(sink, run.run_id) if "store" in parts_of(run).include else None
+    threads = _has_threads(sink, run)
+    return bool(items or threads) or (items is None and threads is None)
+
+
+def _has_threads(sink: Sink, run: Run) -> bool | None:
+    """As :func:`persistence.transfer.follow_store.has_items`."""
     follower = sink.follower(run.run_id)
     last: str | None = None
     while claims := follower.claims(last, _CLAIMS_AT_ONCE):
         if sink.existing([claim.thread_id for claim in claims]):
             return True
         last = claims[-1].thread_id
-    return last is None
+    return None if last is None else False

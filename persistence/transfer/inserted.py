@@ -14,12 +14,15 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from persistence.errors import TransferError
+from persistence.transfer.followed_parts import parts_of
 from persistence.transfer.items import Key as ItemKey
 from persistence.transfer.keys import Key, unpack, unpack_items, unpack_part
 from persistence.transfer.ledger import Followed, Ledger, Run
+from persistence.transfer.records import Sink
 
 Inserted = Mapping[Key, bytes]
 """The key of each row, and a mark of its content."""
+_ITEMS_AT_ONCE = 5_000
 
 
 def inserted_by(ledger: Ledger, run: Run) -> Iterator[tuple[str, Inserted]]:
@@ -52,10 +55,10 @@ def own(ledger: Ledger, run: Run) -> Iterator[Own]:
         yield Own(thread, mine, {key: mark for key, mark in rows if key not in taken})
 
 
-def own_items(ledger: Ledger, run: Run) -> Iterator[tuple[ItemKey, bytes]]:
-    """As :func:`own`, for items of the store."""
-    theirs = _Ahead(_items(ledger, later) for later in later_than(ledger, run))
-    return ((key, mark) for key, mark in _items(ledger, run) if not list(theirs.of(key)))
+def own_items(sink: Sink, run: Run) -> Iterator[tuple[ItemKey, bytes]]:
+    """The items of the store that a run has inserted and no later one, in order; with marks."""
+    theirs = _Ahead(_items(sink, later) for later in later_than(sink.ledger(), run))
+    return ((key, mark) for key, mark in _items(sink, run) if not list(theirs.of(key)))
 
 
 def later_than(ledger: Ledger, run: Run) -> list[Run]:
@@ -78,8 +81,16 @@ class _Ahead:
             self._next = next(self._entries, None)
 
 
-def _items(ledger: Ledger, run: Run) -> Iterator[tuple[ItemKey, bytes]]:
-    return chain.from_iterable(sorted(unpack_items(data).items()) for data in ledger.item_keys(run.run_id))
+def _items(sink: Sink, run: Run) -> Iterator[tuple[ItemKey, bytes]]:
+    for data in sink.ledger().item_keys(run.run_id):
+        yield from sorted(unpack_items(data).items())
+    if "store" not in parts_of(run).include:
+        return
+    follower = sink.store_follower(run.run_id)  # of a run that has no batches of items
+    last: ItemKey | None = None
+    while claims := follower.claims(last, _ITEMS_AT_ONCE):
+        yield from ((claim[:2], claim.mark) for claim in claims)
+        last = claims[-1][:2]
 
 
 def require_noted(ledger: Ledger, run: Run) -> None:

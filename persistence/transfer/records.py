@@ -19,6 +19,7 @@ from persistence.transfer.ledger import Ledger, LedgerEntry
 if TYPE_CHECKING:
     from persistence.transfer.keys import Key
     from persistence.transfer.live import Follower
+    from persistence.transfer.live_store import StoreFollower
     from persistence.transfer.semantic import Official
 
 
@@ -269,6 +270,9 @@ class Sink(Protocol):
 
     def follower(self, run_id: str) -> Follower:
         """What keeps the threads of a run equal to a source that goes on changing."""
+
+    def store_follower(self, run_id: str) -> StoreFollower:
+        """What keeps the items of a run equal to those of a source that goes on changing."""
 
     def source(self) -> AbstractContextManager[Source]:
         """What it holds now."""

@@ -123,7 +123,7 @@ def undo(sink: Sink, run: Run, later: Later) -> Undone:
                     continue
                 removal.remove(thread, found.remove | found.later)
                 _count(undone, found)
-    items = own_items(ledger, run)
+    items = own_items(sink, run)
     while some := dict(islice(items, _ITEMS_AT_ONCE)):
         removed, changed = sink.store().remove(some)
         undone.items += removed

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from persistence.errors import ConflictError
 from persistence.transfer.difference import Verdict
 from persistence.transfer.digest import Digester, ThreadDigest, digests, line
+from persistence.transfer.follow_store import StoreSync
 from persistence.transfer.live import Change, Place, Snapshot, Stamp
 from persistence.transfer.preflight import RefusedError
 from persistence.transfer.records import Checkpoint, Record, Reject, Sink, Source, Write
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from persistence.contract import Provider
+    from persistence.transfer.options import Options
     from persistence.transfer.report import Progress
 
 _CLAIMS_AT_ONCE = 5_000
@@ -41,23 +43,29 @@ class Round:
         number: Which one it was.
         threads: Threads that were written or deleted.
         rows: Checkpoints and pending writes in them that were written or deleted.
+        items: Items of the store that were written or deleted.
         bytes: Content that was written.
         seconds: From the state of the source that was read to its end: so far the target lags behind.
-        mended: Threads that looked unchanged and were not.
+        mended: Threads and items that looked unchanged and were not.
         source_threads: How many threads the source has.
         source_checkpoints: How many checkpoints.
         source_writes: How many pending writes.
+        source_items: How many items its store has, if that is followed.
+        items_left_out: How many, if it is not.
     """
 
     number: int
     threads: int = 0
     rows: int = 0
+    items: int = 0
     bytes: int = 0
     seconds: float = 0.0
     mended: int = 0
     source_threads: int = 0
     source_checkpoints: int = 0
     source_writes: int = 0
+    source_items: int = 0
+    items_left_out: int = 0
 
 
 class _Job(NamedTuple):
@@ -80,9 +88,21 @@ class Sync:
     """One run that keeps a target equal to a source; the target is locked for it."""
 
     def __init__(
-        self, sink: Sink, target: Provider, run_id: str, progress: Progress, stopped: Callable[[], bool]
+        self,
+        sink: Sink,
+        target: Provider,
+        run_id: str,
+        progress: Progress,
+        stopped: Callable[[], bool],
+        parts: Options,
     ) -> None:
         self.follower = sink.follower(run_id)
+        self.threads = "checkpoints" in parts.include
+        self.store = (
+            StoreSync(sink, run_id, progress, stopped, vectors=parts.vectors)
+            if "store" in parts.include
+            else None
+        )
         self._sink = sink
         self._target = target
         self._progress = progress
@@ -114,13 +134,18 @@ class Sync:
         began = time.monotonic()
         self._rounds += 1
         done = Round(self._rounds)
-        expected = snapshot.count() if everything else 0
-        for batch in _batches(self._jobs(snapshot, suspects, done, everything=everything, watched=watched)):
+        expected = snapshot.count() if everything and self.threads else 0
+        jobs = self._jobs(snapshot, suspects, done, everything=everything, watched=watched)
+        for batch in _batches(jobs if self.threads else ()):
             self._carry_out(snapshot, self._needed(snapshot, batch, done), done)
             if everything:
                 self._progress("verify", done.source_checkpoints, expected, done.bytes)
             if self._stopped():
                 break
+        if self.store is None:
+            done.items_left_out = snapshot.store().count()
+        elif not self._stopped():
+            self.store.round(snapshot, done, everything=everything, watched=watched)
         done.seconds = time.monotonic() - began
         return done
 

@@ -60,7 +60,7 @@ AFTER = {
     "there and back at once": [],
     # The application has found its database sealed, and what it was told is stored is in the new one.
     "for good, while the application runs": ["wait $live", "python stored.py chat-back.db"],
-    "while the application runs": ["wait $live", "python stored.py chat-after.db"],
+    "while the application runs": ["wait $live", "python stored.py chat-after.db", "python items.py"],
 }
 LIVE = """
 import os
@@ -77,6 +77,7 @@ with persistence.open(os.environ["SQLITE"]) as db, open("stored", "w", buffering
         thread = {"configurable": {"thread_id": f"live {turn % 7}"}}
         try:
             graph.invoke({"messages": [("user", f"{turn}")]}, thread)
+            db.store.put(("live",), f"{turn % 7}", {"turn": turn})
         except SealedError:
             break
         print(turn, file=stored)
@@ -95,6 +96,12 @@ with persistence.open("sqlite:///" + sys.argv[1]) as db:
         there |= {message.content for message in messages if message.type == "human"}
 stored = {line.strip() for line in open("stored")}
 assert stored and stored <= there, stored - there
+"""
+ITEMS = """
+import persistence
+with persistence.open("sqlite:///chat-after.db") as db:
+    items = {item.value["turn"] for item in db.store.search(("live",))}
+assert set(map(int, list(open("stored"))[-7:])) == items, items
 """
 
 
@@ -127,7 +134,12 @@ def test_runbooks(story: str, tmp_path: Path, postgres_dsn: str, warm: Warm) -> 
         [block for block in found[""] if block.language == language] for language in ("console", "python")
     )
     assert program.file_name == "chat.py"
-    for name, text in (("chat.py", program.text), ("live.py", LIVE), ("stored.py", STORED)):
+    for name, text in (
+        ("chat.py", program.text),
+        ("live.py", LIVE),
+        ("stored.py", STORED),
+        ("items.py", ITEMS),
+    ):
         (tmp_path / name).write_text(text)
     lines = ["set -eu", *(command.text for command in commands(exports))]
     lines += [f"PERSISTENCE_DSN=$SQLITE {TALK}", *BEFORE[story]]

@@ -36,7 +36,7 @@ def test_an_empty_database_gets_all_tables_and_a_second_setup_changes_nothing(pl
 def test_the_configured_schema_holds_everything_and_public_nothing(postgres_schema_place: Place) -> None:
     schema.setup(postgres_schema_place.provider)
     tables = "SELECT count(*) FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
-    assert postgres_schema_place.run(tables) == [(15,)]
+    assert postgres_schema_place.run(tables) == [(16,)]
     elsewhere = f"{tables} AND schemaname = 'public'"
     assert postgres_schema_place.run(elsewhere) == [(0,)]
 

@@ -37,11 +37,13 @@ KILLS = int(os.environ.get("FOLLOW_KILLS", "2"))
 class Writer:
     """A process of :mod:`tests.transfer.writer`, and what it was told is stored."""
 
+    module = "tests.transfer.writer"
+
     def __init__(self, path: Path | str, kind: str) -> None:
         self.acknowledged: dict[str, set[str]] = {}
         self.lines = 0
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.transfer.writer", str(path), kind],
+            [sys.executable, "-W", "ignore", "-m", self.module, str(path), kind],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

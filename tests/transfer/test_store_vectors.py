@@ -26,6 +26,7 @@ from persistence.transfer.items import Item
 from tests.support import fresh_database
 from tests.transfer import make
 from tests.transfer.stores import STORE
+from tests.transfer.test_follow_store import follow
 
 Vectors = dict[tuple[str, str, str], bytes]
 TEXTS = {"tokyo": [1.0, 0.1, 0.0], "lisbon": [0.0, 1.0, 1 / 3], "both": [0.7, 0.7, -1e-30]}
@@ -237,3 +238,31 @@ def test_replacing_replaces_the_vectors_too(source: Path, vector_dsn: str, tmp_p
     with provider_for(vector_dsn).source() as opened_source:
         items = [item for item in opened_source.store().items() if isinstance(item, Item)]
     assert [len(item.vectors) for item in items] == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("into", ["pgvector", "file"])
+def test_followed(into: str, source: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A vector that changed comes along, and one whose item is gone goes; another run leaves them out."""
+    target = f"sqlite:///{tmp_path}/target.db"
+    if into == "pgvector":
+        target = request.getfixturevalue("vector_dsn")
+        with postgres_store(target):
+            pass  # makes its tables
+    follow(source, target, include=["store"])
+    with sqlite_store(source) as store:
+        store.put(("trips",), "tokyo", {"text": "lisbon"})
+        store.put(("trips",), "unseen", {"text": "both"})
+        store.delete(("trips",), "both")
+    make.execute(source, "UPDATE store_vectors SET embedding = zeroblob(12) WHERE key = 'lisbon'")
+    assert follow(source, target, include=["store"]).items == 4
+    run = transfer.cut_over(source, target).run_id
+    there = {key: data for key, data in sqlite_vectors(source).items() if key[1] not in ("both", "deleted")}
+    held = postgres_vectors(target) if into == "pgvector" else sqlite_vectors(tmp_path / "target.db")
+    assert held == there
+    assert transfer.verify(source, target, include=["store"]).equal
+    with pytest.raises(sqlite3.IntegrityError, match="has moved"):
+        make.execute(source, "DELETE FROM store_vectors")
+    transfer.undo(run, target)
+    follow(source, target, include=["store"], vectors=False)
+    assert transfer.verify(source, target, include=["store"], vectors=False).equal
+    assert not (postgres_vectors(target) if into == "pgvector" else sqlite_vectors(tmp_path / "target.db"))

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from psycopg import Connection, Cursor
 
     from persistence.backends.postgres.transfer_follower import PostgresFollower
+    from persistence.backends.postgres.transfer_store_follower import PostgresStoreFollower
     from persistence.contract import Provider
     from persistence.transfer.workers import OpenSink
 
@@ -218,6 +219,12 @@ class PostgresSink:
         from persistence.backends.postgres.transfer_follower import PostgresFollower
 
         return PostgresFollower(self, run_id)
+
+    def store_follower(self, run_id: str) -> PostgresStoreFollower:
+        """See :class:`persistence.transfer.records.Sink`."""
+        from persistence.backends.postgres.transfer_store_follower import PostgresStoreFollower
+
+        return PostgresStoreFollower(self, run_id)
 
     def enter(self, cursor: Cursor[Any], entry: LedgerEntry, keys: bytes) -> None:
         """Note a batch in the ledger, in the transaction that writes it."""

@@ -206,14 +206,16 @@ class PostgresStoreSink:
             held = self._held([item[:2] for item in batch.items], layout, lock=True)
             chosen = rule.chosen(batch.items, held)
             cursor = self._conn.cursor()
-            if replaced := [item[:2] for item in chosen if item[:2] in held]:
-                # The vectors go with them, by their foreign key.
-                cursor.execute(f"DELETE FROM store WHERE {_AMONG}".encode(), _arrays(replaced))
-            _copy(cursor, _PUT_ITEMS, [part for item in chosen for part in _item_row(item)])
-            pack = partial(_packed, type_=layout.vector_type)
-            vectors = [part for i in chosen for v in i.vectors for part in _vector_row(i, v, pack)]
-            _copy(cursor, _PUT_VECTORS, vectors)
+            _replace(cursor, [item[:2] for item in chosen if item[:2] in held], chosen, layout)
             self._sink.enter(cursor, batch.entry, pack_items(chosen))
+
+    def locked(self, keys: Sequence[Key]) -> dict[Key, Item | BadItem]:
+        """As :meth:`held`, and nobody else changes them before the end of the transaction that is open."""
+        return self._held(keys, self._look(), lock=True)
+
+    def replace(self, gone: Sequence[Key], items: Sequence[Item]) -> None:
+        """Delete items, then write others, in the transaction that is open."""
+        _replace(self._conn.cursor(), gone, items, self._look())
 
     def remove(self, marks: Mapping[Key, bytes]) -> tuple[int, int]:
         """See :class:`persistence.transfer.items.StoreSink`."""
@@ -351,6 +353,15 @@ def _vector_row(item: Item, vector: Vector, pack: Callable[[Vector], bytes]) -> 
         timestamp(vector.created_at),
         timestamp(vector.updated_at),
     ]
+
+
+def _replace(cursor: Cursor[Any], gone: Sequence[Key], items: Sequence[Item], layout: _Layout) -> None:
+    if gone:  # the vectors go with them, by their foreign key
+        cursor.execute(f"DELETE FROM store WHERE {_AMONG}".encode(), _arrays(gone))
+    _copy(cursor, _PUT_ITEMS, [part for item in items for part in _item_row(item)])
+    pack = partial(_packed, type_=layout.vector_type)
+    vectors = [part for i in items for v in i.vectors for part in _vector_row(i, v, pack)]
+    _copy(cursor, _PUT_VECTORS, vectors)
 
 
 def _copy(cursor: Cursor[Any], statement: str, parts: list[bytes]) -> None:

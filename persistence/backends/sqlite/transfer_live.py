@@ -23,6 +23,7 @@ from persistence.backends.sqlite import seal
 from persistence.backends.sqlite.connection import error_code, file_uri
 from persistence.backends.sqlite.transfer import SqliteSource
 from persistence.backends.sqlite.transfer_file import require_file
+from persistence.backends.sqlite.transfer_live_store import SqliteLiveStore
 from persistence.errors import ConnectError, SourceError
 from persistence.transfer.live import Locked, Stamp
 from persistence.transfer.records import Record
@@ -110,6 +111,10 @@ class LiveSnapshot(SqliteSource):
         with self._reading():
             return seal.noted(self._conn, after)
 
+    def live_store(self) -> SqliteLiveStore:
+        """See :class:`persistence.transfer.live_store.HasLiveStore`."""
+        return SqliteLiveStore(self._conn, self.label, self._reading)
+
     def shape(self) -> int:
         """The schema cookie: ``VACUUM``, which may give rows other rowids, changes it too."""
         with self._reading():
@@ -184,10 +189,14 @@ class LiveFile:
             pass
 
     def watch(self) -> None:
-        """See :class:`persistence.transfer.live.LiveSource`; a sealed file needs none."""
+        """See :class:`persistence.transfer.live.LiveSource`."""
         with self._writing() as conn:
-            if not seal.is_sealed(conn):
-                seal.watch(conn)
+            seal.watch(conn)
+
+    def watch_store(self) -> None:
+        """See :class:`persistence.transfer.live_store.WatchesStore`."""
+        with self._writing() as conn:
+            seal.watch_store(conn)
 
     def unwatch(self) -> None:
         """See :class:`persistence.transfer.live.LiveSource`."""

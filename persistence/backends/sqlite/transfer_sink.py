@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from persistence.backends.sqlite.provider import SqliteProvider
     from persistence.backends.sqlite.transfer_follower import SqliteFollower
+    from persistence.backends.sqlite.transfer_store_follower import SqliteStoreFollower
 
 _PUT = """
 INSERT INTO checkpoints
@@ -235,6 +236,12 @@ class SqliteSink:
         from persistence.backends.sqlite.transfer_follower import SqliteFollower
 
         return SqliteFollower(self, run_id)
+
+    def store_follower(self, run_id: str) -> SqliteStoreFollower:
+        """See :class:`persistence.transfer.records.Sink`."""
+        from persistence.backends.sqlite.transfer_store_follower import SqliteStoreFollower
+
+        return SqliteStoreFollower(self, run_id)
 
     def insert(self, conn: sqlite3.Connection, record: Value | Checkpoint | Write) -> None:
         """Store a record, in the transaction that is open."""

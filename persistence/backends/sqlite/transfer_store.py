@@ -61,14 +61,14 @@ class SqliteStoreSource:
     def count(self) -> int:
         """See :class:`persistence.transfer.items.StoreSource`."""
         with self._reading():
-            if not _layout(self._conn).items:
+            if not layout_of(self._conn).items:
                 return 0
             return int(self._conn.execute("SELECT count(*) FROM store").fetchone()[0])
 
     def items(self) -> Iterator[Item | BadItem]:
         """See :class:`persistence.transfer.items.StoreSource`."""
         with self._reading():
-            if (layout := _layout(self._conn)).items:
+            if (layout := layout_of(self._conn)).items:
                 yield from self._others()
                 yield from _read(self._conn, layout, _KEYS_ARE_TEXT)
 
@@ -102,28 +102,26 @@ class SqliteStoreSink:
     def held(self, keys: Sequence[Key]) -> Mapping[Key, Item | BadItem]:
         """See :class:`persistence.transfer.items.StoreSink`."""
         with self._sink.reading() as conn:
-            return _held(conn, keys) if conn is not None and _layout(conn).items else {}
+            return held_items(conn, keys) if conn is not None and layout_of(conn).items else {}
 
     def write(self, batch: ItemBatch, rule: Rule) -> None:
         """See :class:`persistence.transfer.items.StoreSink`."""
         with self._sink.transaction() as conn:
-            held = _held(conn, [item[:2] for item in batch.items])
-            has_vectors = _layout(conn).vectors
+            held = held_items(conn, [item[:2] for item in batch.items])
+            has_vectors = layout_of(conn).vectors
             chosen = rule.chosen(batch.items, held)
             for item in chosen:
-                _delete(conn, item[:2], has_vectors=has_vectors)
-                conn.execute(_PUT_ITEM, _item_row(item))
-                for vector in item.vectors:
-                    conn.execute(_PUT_VECTOR, _vector_row(item, vector))
+                delete_item(conn, item[:2], has_vectors=has_vectors)
+                put_item(conn, item)
             self._sink.enter(conn, batch.entry, pack_items(chosen))
 
     def remove(self, marks: Mapping[Key, bytes]) -> tuple[int, int]:
         """See :class:`persistence.transfer.items.StoreSink`."""
         with self._sink.transaction() as conn:
-            held = _held(conn, list(marks))
-            has_vectors = _layout(conn).vectors
+            held = held_items(conn, list(marks))
+            has_vectors = layout_of(conn).vectors
             for key in (going := unchanged(held, marks)):
-                _delete(conn, key, has_vectors=has_vectors)
+                delete_item(conn, key, has_vectors=has_vectors)
             return len(going), len(held) - len(going)
 
 
@@ -149,7 +147,7 @@ class SqliteItemPreflight(ItemFindings):
             self.note_item("a timestamp is outside the years 1 to 9999", item)
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """What tables and columns the store has; those of early versions had no time to live."""
 
     items: bool
@@ -157,9 +155,10 @@ class _Layout(NamedTuple):
     vectors: bool
 
 
-def _layout(conn: sqlite3.Connection) -> _Layout:
+def layout_of(conn: sqlite3.Connection) -> Layout:
+    """What is there of a store."""
     columns = {row[1] for row in conn.execute("PRAGMA table_info(store)")}
-    return _Layout(bool(columns), "ttl_minutes" in columns, has_table(conn, "store_vectors"))
+    return Layout(bool(columns), "ttl_minutes" in columns, has_table(conn, "store_vectors"))
 
 
 def has_table(conn: sqlite3.Connection, name: str) -> bool:
@@ -168,19 +167,28 @@ def has_table(conn: sqlite3.Connection, name: str) -> bool:
     return conn.execute(query, (name,)).fetchone() is not None
 
 
-def _delete(conn: sqlite3.Connection, key: Key, *, has_vectors: bool) -> None:
+def put_item(conn: sqlite3.Connection, item: Item) -> None:
+    """Store an item that is not there, with its vectors."""
+    conn.execute(_PUT_ITEM, _item_row(item))
+    for vector in item.vectors:
+        conn.execute(_PUT_VECTOR, _vector_row(item, vector))
+
+
+def delete_item(conn: sqlite3.Connection, key: Key, *, has_vectors: bool) -> None:
+    """Delete an item with its vectors, where the store has a table for these."""
     conn.execute(f"DELETE FROM store WHERE {_THIS_KEY}", key)
     if has_vectors:  # also those that an item which is gone has left
         conn.execute(f"DELETE FROM store_vectors WHERE {_THIS_KEY}", key)
 
 
-def _held(conn: sqlite3.Connection, keys: Sequence[Key]) -> dict[Key, Item | BadItem]:
-    layout = _layout(conn)
+def held_items(conn: sqlite3.Connection, keys: Sequence[Key]) -> dict[Key, Item | BadItem]:
+    """Those of these items that are there."""
+    layout = layout_of(conn)
     return {item[:2]: item for key in keys for item in _read(conn, layout, _THIS_KEY, key)}
 
 
 def _read(
-    conn: sqlite3.Connection, layout: _Layout, where: str, args: Sequence[str] = ()
+    conn: sqlite3.Connection, layout: Layout, where: str, args: Sequence[str] = ()
 ) -> Iterator[Item | BadItem]:
     ttl = _TTL if layout.ttl else "NULL, NULL"
     rows = conn.execute(f"{_ITEMS.format(ttl=ttl)} WHERE {where} ORDER BY prefix, key", args)
@@ -199,7 +207,7 @@ def _item(row: Row) -> Item:
     except NotCanonicalError as error:
         raise NotCanonicalError(f"the value is not JSON: {error}") from None
     return Item(
-        prefix, key, json, _moment(created_at), _moment(updated_at), _moment(expires_at), minutes(ttl)
+        prefix, key, json, moment_of(created_at), moment_of(updated_at), moment_of(expires_at), minutes(ttl)
     )
 
 
@@ -209,11 +217,15 @@ def _vector(row: Row) -> Vector:
         raise NotCanonicalError("the field of a vector is not stored as text")
     if not isinstance(embedding, bytes) or not embedding or len(embedding) % 4:
         raise NotCanonicalError("a vector does not consist of float32 numbers")
-    return Vector(field, embedding, _moment(created_at), _moment(updated_at))
+    return Vector(field, embedding, moment_of(created_at), moment_of(updated_at))
 
 
-def _moment(text: object) -> int | None:
-    """SQLite's own clock gives UTC and names no zone; what Python wrote names one."""
+def moment_of(text: object) -> int | None:
+    """A moment as it is stored. SQLite's own clock gives UTC and names no zone; what Python wrote names one.
+
+    Raises:
+        NotCanonicalError: It is something else.
+    """
     if text is None:
         return None
     try:
