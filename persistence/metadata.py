@@ -37,7 +37,6 @@ _PLAIN = bytes(
 )
 _BRANCHES = bytes([*range(0x81, 0x90), *range(0x91, 0xA0)])
 _MAX_BRANCHES = 200
-_PLAIN_OR_BRANCHES = _PLAIN + _BRANCHES
 _AS_IS = (
     ormsgpack.OPT_PASSTHROUGH_DATACLASS
     | ormsgpack.OPT_PASSTHROUGH_DATETIME
@@ -47,12 +46,8 @@ _AS_IS = (
 )
 
 
-def metadata_text(config: RunnableConfig, metadata: CheckpointMetadata | None) -> str:
-    """The metadata to store: the caller's, with the config's, as :func:`json_text`.
-
-    Raises:
-        InvalidInputError: A value is not JSON; the message names its key.
-    """
+def merged_metadata(config: RunnableConfig, metadata: CheckpointMetadata | None) -> dict[str, Any]:
+    """The metadata to store: the caller's, with the config's."""
     if not config.get("metadata") and config["configurable"].keys() <= _NOT_METADATA:
         merged: dict[str, Any] = {**metadata} if metadata else {}
     else:
@@ -60,9 +55,31 @@ def metadata_text(config: RunnableConfig, metadata: CheckpointMetadata | None) -
 
         merged = cast(dict[str, Any], get_checkpoint_metadata(config, metadata or {}))
     merged.pop(_LEGACY, None)
-    if pack_clean(merged) is not None:
-        return _JSON.encode(merged).decode()
+    return merged
+
+
+def metadata_text(merged: dict[str, Any]) -> str:
+    """Metadata as :func:`json_text`, cleaned.
+
+    Raises:
+        InvalidInputError: A value is not JSON; the message names its key.
+    """
     return json_text(_clean_object(merged, "metadata", 0))
+
+
+def packed_with_json(first: dict[str, Any], second: dict[str, Any]) -> tuple[bytes | None, str | None]:
+    """The first as msgpack, the second as JSON, each if :func:`clean_json` would plainly leave it as it is.
+
+    One look is for both.
+    """
+    try:
+        packed, other = ormsgpack.packb(first, option=_AS_IS), ormsgpack.packb(second, option=_AS_IS)
+    except TypeError:
+        pass
+    else:
+        if _is_plain(packed + other):  # nearly always
+            return packed, _JSON.encode(second).decode()
+    return pack_clean(first), None if pack_clean(second) is None else _JSON.encode(second).decode()
 
 
 def json_value(data: bytes | str) -> Any:
@@ -98,10 +115,12 @@ def pack_clean(value: dict[str, Any]) -> bytes | None:
         packed = ormsgpack.packb(value, option=_AS_IS)
     except TypeError:
         return None
-    if len(packed) < _MAX_BRANCHES:
-        return None if packed.translate(None, _PLAIN_OR_BRANCHES) else packed
+    return packed if _is_plain(packed) else None
+
+
+def _is_plain(packed: bytes) -> bool:
     rest = packed.translate(None, _PLAIN)
-    return packed if len(rest) < _MAX_BRANCHES and not rest.translate(None, _BRANCHES) else None
+    return len(rest) < _MAX_BRANCHES and not rest.strip(_BRANCHES)
 
 
 def json_text(value: Any) -> str:

@@ -226,30 +226,23 @@ class _Stopwatch:
     def __init__(self, meter: Meter, operation: str) -> None:
         self._meter = meter
         self._operation = operation
-        self._seconds = 0.0
-        self._begin = 0.0
+        self.seconds = 0.0
         self.error: BaseException | None = None
 
-    def start(self) -> None:
-        self._begin = perf_counter()
-
-    def pause(self) -> None:
-        self._seconds += perf_counter() - self._begin
-
     def tell(self) -> None:
-        self._meter.operation(self._operation, self._seconds, self.error)
+        self._meter.operation(self._operation, self.seconds, self.error)
 
 
 def _timed_iterator(method: Callable[..., Any], operation: str) -> Callable[..., Any]:
     def timed_items(found: Iterator[Any], meter: Meter) -> Iterator[Any]:
-        watch = _Stopwatch(meter, operation)
+        watch, clock = _Stopwatch(meter, operation), perf_counter
         try:
-            watch.start()
+            begin = clock()
             for item in found:
-                watch.pause()
+                watch.seconds += clock() - begin
                 yield item
-                watch.start()
-            watch.pause()
+                begin = clock()
+            watch.seconds += clock() - begin
         except Exception as error:
             watch.error = error
             raise
@@ -278,13 +271,14 @@ def _timed_async_iterator(method: Callable[..., Any], operation: str) -> Callabl
                 async for item in found:
                     yield item
                 return
+            clock = perf_counter
             try:
-                watch.start()
+                begin = clock()
                 async for item in found:
-                    watch.pause()
+                    watch.seconds += clock() - begin
                     yield item
-                    watch.start()
-                watch.pause()
+                    begin = clock()
+                watch.seconds += clock() - begin
             except Exception as error:
                 watch.error = error
                 raise

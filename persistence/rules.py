@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeGuard, cast
 
 import ormsgpack
@@ -22,19 +23,26 @@ from langgraph.checkpoint.base import (
     CheckpointMetadata,
     CheckpointTuple,
     PendingWrite,
-    writes_sort_key,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.serde.types import TASKS
 
 from persistence.errors import InvalidInputError, WrongLoopError
-from persistence.metadata import clean_json, clean_text, metadata_text, number_text, pack_clean
+from persistence.metadata import (
+    clean_json,
+    clean_text,
+    merged_metadata,
+    metadata_text,
+    number_text,
+    packed_with_json,
+)
 
 MAX_KEY_BYTES = 2600
 """A Postgres index entry holds 2704 bytes; the texts of one primary key must fit in it together."""
 PRUNE_STRATEGIES = ("keep_latest", "delete")
 _SENDS_IN_PARENT_BEFORE = 4
+_ORDER = itemgetter(0, 1, 2)  # task path, task id, idx: LangGraph's writes_sort_key
 _FIRST_VERSION = f"{1:032}.{0:016}"
 
 Typed = tuple[str, bytes]
@@ -81,8 +89,8 @@ class Put:
     versions: dict[str, str]
     """Version of each channel that has one, as text; see :func:`version_text`."""
     own: AbstractSet[str]
-    kept: list[str]
-    """The channels that keep what is stored for their version."""
+    kept: dict[str, str]
+    """The channels that keep what is stored for their version, and these."""
 
     @property
     def body(self) -> dict[str, Any]:
@@ -145,13 +153,9 @@ def key_of(config: RunnableConfig, *, exact: bool = False) -> Key:
     Raises:
         InvalidInputError: An id is missing or not storable; with ``exact`` also the checkpoint's.
     """
-    configurable: Any = _configurable(config)
-    thread, ns = configurable.get("thread_id"), configurable.get("checkpoint_ns")
-    given = configurable.get("checkpoint_id")
-    ns = "" if ns is None else ns
-    given = "" if given is None else given
+    thread, ns, given = _names(config)
     if _fit(thread, ns, given) and (given or not exact):
-        return Key(thread, ns, given or None)  # nearly always
+        return tuple.__new__(Key, (thread, ns, given or None))  # nearly always
     thread, ns = text_id(thread, "thread_id"), text_id(ns, "checkpoint_ns")
     if given == "":
         if exact:
@@ -220,39 +224,51 @@ def put_of(
     new_versions: ChannelVersions | None,
 ) -> Put:
     """The arguments of ``put``, checked."""
-    parent = key_of(config)
     id_ = checkpoint.get("id")
-    if not _fit(parent.thread, parent.ns, id_):
+    thread, ns, given_parent = _names(config)
+    if _fit(thread, ns, given_parent, id_):
+        parent = given_parent or None  # nearly always
+    else:
+        thread, ns, parent = key_of(config)
         id_ = text_id(id_, "the checkpoint's id")
-        _check_size("thread_id, checkpoint_ns and the checkpoint's id", parent.thread, parent.ns, id_)
+        _check_size("thread_id, checkpoint_ns and the checkpoint's id", thread, ns, id_)
     body: dict[str, Any] = {**checkpoint, "id": id_}
     values = body.pop("channel_values", None) or {}
-    packed = pack_clean(body)
-    named, new = _object(checkpoint, "channel_versions"), new_versions or {}
-    room = _room(parent)
+    named: Any = checkpoint.get("channel_versions", {})
+    new: Mapping[str, Any] = new_versions or {}
+    if type(named) is not dict and not isinstance(named, Mapping):
+        raise InvalidInputError(f"the checkpoint's channel_versions is a {type(named).__name__}, not a dict")
+    merged = merged_metadata(config, metadata)
+    packed, text = packed_with_json(body, merged)
+    # So many characters certainly fit into a primary key beside these; UTF-8 has at most four bytes each.
+    room = MAX_KEY_BYTES // 4 - len(thread) - len(ns)
     if packed is not None and new.items() <= named.items() and _all_short_text(named, room, packed):
         versions, own = dict(named), set(new)  # nearly always
     else:
-        versions, own = _versions(named, new, parent, room)
+        versions, own = _versions(named, new, Key(thread, ns, parent), room)
     if packed is None:
         packed = _pack(clean_json(body, "checkpoint"))
-    kept = [channel for channel in versions if channel not in own]
-    given = {channel: values[channel] for channel in versions if channel in values}
-    if len(given) != len(values):
-        given = {_channel(name, parent, room): value for name, value in values.items()}
+    kept = versions.copy()
+    for channel in own:
+        del kept[channel]
+    if values.keys() <= versions.keys():
+        given = dict(values)
+    else:
+        given = {_channel(name, thread, ns, room): value for name, value in values.items()}
         own.update(given.keys() - versions.keys())
+    # By position: naming them takes as long as half of the checks.
     return Put(
-        thread=parent.thread,
-        ns=parent.ns,
-        id=id_,
-        parent=parent.checkpoint,
-        packed=packed,
-        metadata=metadata_text(config, metadata),
-        given=given,
-        has_values="channel_values" in checkpoint,
-        versions=versions,
-        own=own,
-        kept=kept,
+        thread,
+        ns,
+        id_,
+        parent,
+        packed,
+        metadata_text(merged) if text is None else text,
+        given,
+        "channel_values" in checkpoint,
+        versions,
+        own,
+        kept,
     )
 
 
@@ -263,7 +279,7 @@ def _versions(
     new = {str(channel): version for channel, version in new.items()}
     versions, own = {}, set()
     for name, version in named.items():
-        channel = _channel(name, parent, room)
+        channel = _channel(name, parent.thread, parent.ns, room)
         text = versions[channel] = version_text(version, channel)
         _check_size("a channel's key", parent.thread, parent.ns, channel, text)
         if channel in new and version_text(new[channel], channel) == text:
@@ -284,10 +300,13 @@ def writes_of(
     else:
         task, path = text_id(task_id, "task_id"), text_id(task_path, "task_path")
         _check_size("the key of a write", key.thread, key.ns, key.checkpoint or "", task)
-    room = _room(key)
+    room = _room(key.thread, key.ns)
     rows: dict[int, Write] = {}
     for position, (name, value) in enumerate(writes):
-        channel = _channel(name, key, room)
+        if type(name) is str and name.isascii() and len(name) <= room and "\0" not in name:
+            channel = name  # nearly always
+        else:
+            channel = _channel(name, key.thread, key.ns, room)
         idx = WRITES_IDX_MAP.get(channel, position)
         rows[idx] = Write(idx, channel, *dumps(serde, value))
     return task, path, list(rows.values())
@@ -295,8 +314,8 @@ def writes_of(
 
 def dumps(serde: SerializerProtocol, value: Any) -> Typed:
     """Serialise one value; the bytes are detached from it."""
-    type_, blob = serde.dumps_typed(value)
-    return type_, bytes(blob)
+    typed = serde.dumps_typed(value)
+    return typed if type(typed[1]) is bytes else (typed[0], bytes(typed[1]))
 
 
 def writes_plain_msgpack(serde: SerializerProtocol) -> TypeGuard[JsonPlusSerializer]:
@@ -313,9 +332,9 @@ def pending_writes(
     rows: Iterable[tuple[str, str, int, str, str, bytes]], serde: SerializerProtocol
 ) -> list[PendingWrite]:
     """Stored writes (task path, task id, idx, channel, type, blob) as a tuple gives them."""
+    loads = serde.loads_typed
     return [
-        (task, channel, serde.loads_typed((type_, blob)))
-        for _, task, _, channel, type_, blob in sorted(rows, key=lambda r: writes_sort_key(r[0], r[1], r[2]))
+        (task, channel, loads((type_, blob))) for _, task, _, channel, type_, blob in sorted(rows, key=_ORDER)
     ]
 
 
@@ -344,11 +363,11 @@ def checkpoint_tuple(
     """What a reader returns; every part a fresh object."""
     thread, ns, _ = key
     return CheckpointTuple(
-        config=config_of(*key),
-        checkpoint=cast(Checkpoint, checkpoint),
-        metadata=cast(CheckpointMetadata, metadata),
-        parent_config=config_of(thread, ns, parent) if parent else None,
-        pending_writes=writes,
+        config_of(*key),
+        cast(Checkpoint, checkpoint),
+        cast(CheckpointMetadata, metadata),
+        config_of(thread, ns, parent) if parent else None,
+        writes,
     )
 
 
@@ -384,11 +403,15 @@ def _configurable(config: RunnableConfig) -> Mapping[str, Any]:
     return configurable
 
 
-def _object(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
-    value = checkpoint.get(name, {})
-    if type(value) is not dict and not isinstance(value, Mapping):
-        raise InvalidInputError(f"the checkpoint's {name} is a {type(value).__name__}, not a dict")
-    return value
+def _names(config: RunnableConfig) -> tuple[Any, Any, Any]:
+    """Thread, namespace and checkpoint as a config gives them; the last two are empty where it does not."""
+    configurable = _configurable(config)
+    ns, checkpoint = configurable.get("checkpoint_ns"), configurable.get("checkpoint_id")
+    return (
+        configurable.get("thread_id"),
+        "" if ns is None else ns,
+        "" if checkpoint is None else checkpoint,
+    )
 
 
 def _all_short_text(versions: Mapping[str, Any], room: int, packed: bytes) -> bool:
@@ -407,23 +430,23 @@ def _all_short_text(versions: Mapping[str, Any], room: int, packed: bytes) -> bo
     return size <= room or max(map(len, versions)) + max(map(len, versions.values())) <= room
 
 
-def _fit(thread: Any, ns: Any, other: Any) -> bool:
+def _fit(thread: Any, ns: Any, one: Any, other: Any = "") -> bool:
     """Whether these are plain text, and fit into a primary key together; nearly always they do."""
-    if type(thread) is not str or type(ns) is not str or type(other) is not str:
-        return False
-    text = f"{thread}{ns}{other}"
-    return text.isascii() and "\0" not in text and len(text) <= MAX_KEY_BYTES
+    if type(thread) is str and type(ns) is str and type(one) is str and type(other) is str:
+        text = f"{thread}{ns}{one}{other}"
+        return text.isascii() and "\0" not in text and len(text) <= MAX_KEY_BYTES
+    return False
 
 
-def _room(key: Key) -> int:
+def _room(thread: str, ns: str) -> int:
     """So many characters certainly fit into a primary key beside these; UTF-8 has at most four bytes each."""
-    return MAX_KEY_BYTES // 4 - len(key.thread) - len(key.ns)
+    return MAX_KEY_BYTES // 4 - len(thread) - len(ns)
 
 
-def _channel(name: Any, key: Key, room: int) -> str:
+def _channel(name: Any, thread: str, ns: str, room: int) -> str:
     channel = text_id(name, "the name of a channel")
     if len(channel) > room:
-        _check_size("thread_id, checkpoint_ns and the channel", key.thread, key.ns, channel)
+        _check_size("thread_id, checkpoint_ns and the channel", thread, ns, channel)
     return channel
 
 

@@ -17,6 +17,7 @@ from persistence.metadata import (
     comparable,
     json_text,
     matches,
+    merged_metadata,
     metadata_text,
     number_text,
 )
@@ -84,7 +85,7 @@ def test_too_deep_is_refused() -> None:
 def test_metadata_of_the_config_joins_and_writes_do_not() -> None:
     config: Any = {"configurable": {"thread_id": "t", "a": 1, "b": [1]}, "metadata": {"c": "x\0"}}
     metadata: Any = {"writes": {}, "a": 2}
-    assert metadata_text(config, metadata) == '{"a":2,"c":"x"}'
+    assert metadata_text(merged_metadata(config, metadata)) == '{"a":2,"c":"x"}'
 
 
 @pytest.mark.parametrize(

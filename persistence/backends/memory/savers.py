@@ -130,21 +130,17 @@ class MemorySaver(InMemorySaver):
             put = rules.put_of(config, checkpoint, metadata, new_versions)
             thread = threads.get(put.thread, _NOTHING)
             values = _stored(thread.rows, put)
+            serde = self.serde
             for channel, value in put.given.items():
                 if channel not in values:
-                    values[channel] = rules.dumps(self.serde, value)
+                    values[channel] = rules.dumps(serde, value)
             if thread is _NOTHING:
                 thread = threads[put.thread] = _Thread()
             if put.id >= thread.latest.get(put.ns, ""):
                 thread.latest[put.ns] = put.id
-            thread.rows[put.ns, put.id] = _Row(
-                parent=put.parent,
-                body=put.packed,
-                metadata=put.metadata,
-                values=values,
-                versions=put.versions,
-                has_values=put.has_values or bool(values),
-            )
+            has_values = put.has_values or bool(values)
+            row = _Row(put.parent, put.packed, put.metadata, values, put.versions, has_values)
+            thread.rows[put.ns, put.id] = row
         return put.config
 
     def put_writes(
@@ -375,8 +371,8 @@ def _stored(rows: Mapping[Place, _Row], put: rules.Put) -> dict[str, Typed]:
     """The values that are stored for the versions of the channels that keep theirs."""
     found: dict[str, Typed] = {}
     parent = rows.get((put.ns, put.parent)) if put.parent else None
-    for channel in put.kept:
-        if parent is not None and parent.versions.get(channel) == put.versions[channel]:
+    for channel, version in put.kept.items():
+        if parent is not None and parent.versions.get(channel) == version:
             value = parent.values.get(channel)
         else:
             value = _stored_elsewhere(rows, put, channel)

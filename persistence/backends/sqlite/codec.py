@@ -26,7 +26,7 @@ _RAW = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _PLAIN = msgspec.msgpack.Decoder()
 EMPTY_MAP = b"\x80"
 """No values, in msgpack."""
-_FEW_ITEMS = [bytes((0x80 | size,)) for size in range(16)]
+_BYTES = [bytes((byte,)) for byte in range(256)]
 _READ = ("v", "channel_versions")
 _CHANNEL_VALUES = ormsgpack.packb("channel_values")
 
@@ -50,20 +50,20 @@ class Codec(Protocol):
     in_bytes: bool
     """Whether a value in the form that goes into a row is bytes, which nobody can change."""
 
-    def seal(
-        self, put: Put, values: Mapping[str, Any], together: bytes = EMPTY_MAP, carried: bytes = b""
-    ) -> Sealed:
+    def seal(self, put: Put, values: Mapping[str, Any], together: bytes = EMPTY_MAP) -> Sealed:
         """A row from the checkpoint, and the values in the form that goes into a row.
 
         Args:
             put: The checkpoint.
             values: Of some of the channels.
             together: Of the others, as :meth:`together` gave them.
-            carried: What :func:`items` makes of ``values``, if it is there already.
         """
 
     def together(self, values: dict[str, Any]) -> bytes | None:
         """Values as one map of that form, by one call; ``None`` where they have to go one by one."""
+
+    def carry(self, put: Put, together: bytes, carried: bytes, count: int) -> Sealed:
+        """As :meth:`seal`, of the ``count`` values in ``carried`` and those in ``together``."""
 
     def given(self, value: Any) -> Any:
         """A value in the form that goes into a row; it is detached from the caller's object."""
@@ -82,26 +82,39 @@ class _Spliced:
         self._plain = plain
         self._cipher = cipher
 
-    def seal(
-        self, put: Put, values: Mapping[str, bytes], together: bytes = EMPTY_MAP, carried: bytes = b""
-    ) -> Sealed:
+    def seal(self, put: Put, values: Mapping[str, bytes], together: bytes = EMPTY_MAP) -> Sealed:
         has_values = put.has_values or values or together != EMPTY_MAP
-        parts = _parts(put.packed, values if has_values else None, together, carried)
-        size = 0 if carried else sum(map(len, parts))
+        parts = _parts(put.packed, values if has_values else None, together)
+        size = sum(map(len, parts))
         if self._cipher is None and size > LARGE_ROW:
             return Sealed("msgpack", parts, size)
+        return self._sealed(parts)
+
+    def carry(self, put: Put, together: bytes, carried: bytes, count: int) -> Sealed:
+        packed = put.packed
+        fields, all_ = packed[0] + 1, together[0] + count
+        if fields < 0x90 and all_ < 0x90:  # each header is one byte
+            parts = (_BYTES[fields], packed[1:], _CHANNEL_VALUES, _BYTES[all_], together[1:], carried)
+        else:
+            size, rest = _map_parts(packed)
+            more, others = _map_parts(together)
+            parts = (_map_header(size + 1), rest, _CHANNEL_VALUES, _map_header(count + more), others, carried)
+        return self._sealed(parts)
+
+    def _sealed(self, parts: Sequence[bytes]) -> Sealed:
         type_, blob = "msgpack", b"".join(parts)
         if self._cipher is not None:
             name, blob = self._cipher.encrypt(blob)
             type_ = f"msgpack+{name}"
-        return Sealed(type_, [blob], len(blob))
+        return Sealed(type_, (blob,), len(blob))
 
     def given(self, value: Any) -> bytes:
         return inside_map(*self._plain.dumps_typed(value))
 
     def together(self, values: dict[str, Any]) -> bytes | None:
-        if any(map(_is_bytes, map(type, values.values()))):
-            return None
+        for value in values.values():
+            if isinstance(value, (bytes, bytearray)):  # not stored at the top of a channel as inside a map
+                return None
         try:
             return self._plain.dumps_typed(values)[1]
         except Exception:  # noqa: BLE001 - one by one it is found out whose it is
@@ -128,14 +141,15 @@ class _Whole:
     def __init__(self, serde: SerializerProtocol) -> None:
         self._serde = serde
 
-    def seal(
-        self, put: Put, values: Mapping[str, Any], together: bytes = EMPTY_MAP, carried: bytes = b""
-    ) -> Sealed:
+    def seal(self, put: Put, values: Mapping[str, Any], together: bytes = EMPTY_MAP) -> Sealed:
         checkpoint = put.body
         if put.has_values or values:
             checkpoint["channel_values"] = dict(values)
         type_, blob = dumps(self._serde, checkpoint)
-        return Sealed(type_, [blob], len(blob))
+        return Sealed(type_, (blob,), len(blob))
+
+    def carry(self, put: Put, together: bytes, carried: bytes, count: int) -> Sealed:
+        raise NotImplementedError  # it gives nothing that could be carried
 
     def given(self, value: Any) -> Any:
         return self._serde.loads_typed(dumps(self._serde, value))
@@ -180,16 +194,14 @@ def _items(values: Mapping[str, bytes]) -> list[bytes]:
     return parts
 
 
-def _parts(
-    body: bytes, values: Mapping[str, bytes] | None, together: bytes = EMPTY_MAP, carried: bytes = b""
-) -> list[bytes]:
+def _parts(body: bytes, values: Mapping[str, bytes] | None, together: bytes = EMPTY_MAP) -> list[bytes]:
     """What :func:`joined` joins."""
     size, rest = _map_parts(body)
     if values is None:
         return [_map_header(size), rest]
     count, others = _map_parts(together)
     header = (_map_header(size + 1), rest, _CHANNEL_VALUES, _map_header(count + len(values)), others)
-    return [*header, carried] if carried else [*header, *_items(values)]
+    return [*header, *_items(values)]
 
 
 def inside_map(type_: str, blob: bytes) -> bytes:
@@ -208,12 +220,6 @@ def load_metadata(text: bytes | str | None) -> dict[str, Any]:
     """Metadata as stored."""
     loaded = json_value(text) if text else {}
     return loaded if isinstance(loaded, dict) else {}
-
-
-@lru_cache
-def _is_bytes(kind: type) -> bool:
-    """Whether a value of this type is not stored at the top of a channel as it would be inside a map."""
-    return issubclass(kind, (bytes, bytearray))
 
 
 def _pack(value: Any) -> bytes:
@@ -235,5 +241,5 @@ def _map_parts(packed: bytes) -> tuple[int, bytes]:
 
 def _map_header(size: int) -> bytes:
     if size < 16:
-        return _FEW_ITEMS[size]
+        return _BYTES[0x80 | size]
     return b"\xde" + size.to_bytes(2, "big") if size < 1 << 16 else b"\xdf" + size.to_bytes(4, "big")

@@ -74,18 +74,18 @@ class PutWork:
     def _carry(self, known: Known) -> bool:
         """Whether the row is as most are, few new values and the rest carried over; then it is made."""
         put = self._put
-        if known.size > _SMALL or not known.carries(put):
+        if known.size > _SMALL or not known.carried or known.kept != put.kept:
             return False
-        own: dict[str, Any] = {}
-        unread: dict[str, Any] = {}
-        for channel, value in put.given.items():
-            (own if channel in put.own else unread)[channel] = value
+        unread = put.given
+        own = {channel: unread.pop(channel) for channel in put.own if channel in unread}
         together = self._codec.together(own) if unread.keys() <= known.values.keys() else None
         if together is None:
+            unread.update(own)
             return False
+        put.given = {}
         self._unread, self._values = unread, known.values
         self._together, self._carried = together, known.carried
-        self._row = self._codec.seal(put, known.values, together, known.carried)
+        self._row = self._codec.carry(put, together, known.carried, len(known.values))
         return True
 
     def _gather(self, known: Known | None) -> None:
@@ -101,7 +101,10 @@ class PutWork:
             return
         if self._together != EMPTY_MAP and not self._given:
             self._carried = items(stored)
-        self._row = self._codec.seal(put, self._values, self._together, self._carried)
+        if self._carried:
+            self._row = self._codec.carry(put, self._together, self._carried, len(stored))
+        else:
+            self._row = self._codec.seal(put, self._values, self._together)
         if not put.kept and self._row.size > LARGE_ROW:
             self._given = self._values = {}  # their bytes are in the row, and will not be remembered
 

@@ -7,9 +7,9 @@ serialise them again, and then read the parent's row back to take what is stored
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from persistence.backends.sqlite.codec import EMPTY_MAP, LARGE_ROW, split
 from persistence.rules import Put
@@ -32,18 +32,18 @@ class Known:
     """Further values, as one map: taken apart when one of them is asked for."""
     names: AbstractSet[str] = frozenset()
     """The channels that may be in it."""
-    kept: Sequence[str] = ()
-    """The channels whose values the row has from its parent."""
+    kept: Mapping[str, str] = field(default_factory=dict)
+    """The channels whose values the row has from its parent, with their versions."""
     carried: bytes = b""
-    """If that is all of ``values``: these with their names, as they lie in the row."""
+    """If these are all of ``values``: they with their names, as they lie in the row."""
     _apart: Mapping[str, bytes] | None = None
 
     def stored(self, put: Put) -> tuple[dict[str, bytes], bool]:
         """The values of the channels that keep theirs in ``put``; and whether all of these are known."""
         found: dict[str, bytes] = {}
         is_complete = True
-        for channel in put.kept:
-            if self.versions.get(channel) != put.versions[channel]:
+        for channel, version in put.kept.items():
+            if self.versions.get(channel) != version:
                 is_complete = False
                 continue
             if channel in self.names and self._apart is None:
@@ -52,13 +52,6 @@ class Known:
             if values and channel in values:
                 found[channel] = values[channel]
         return found, is_complete
-
-    def carries(self, put: Put) -> bool:
-        """Whether :attr:`carried` is what ``put`` keeps, so that nothing needs to be looked up."""
-        kept = put.kept
-        if not self.carried or self.kept != kept:
-            return False
-        return [*map(self.versions.get, kept)] == [*map(put.versions.get, kept)]
 
 
 class Recent:

@@ -228,7 +228,10 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         key = rules.key_of(config, exact=True)
         task, path, rows = rules.writes_of(key, writes, task_id, task_path, self.serde)
         if self.meter is not None:
-            self.meter.size("writes", sum(len(row.blob) for row in rows))
+            size = 0
+            for row in rows:
+                size += len(row.blob)
+            self.meter.size("writes", size)
         return lambda conn: sql.put_writes(conn, key, task, path, rows), sql.is_one_statement(rows)
 
     def _get(self, config: RunnableConfig) -> Work[CheckpointTuple | None]:
@@ -323,7 +326,8 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
             for write in row.writes:
                 size += len(write[5])
             self.meter.size("loaded", size)
-        return dict(self.serde.loads_typed(row.checkpoint))
+        loaded = self.serde.loads_typed(row.checkpoint)
+        return loaded if type(loaded) is dict else dict(loaded)
 
     def _tuple(self, row: sql.Row, checkpoint: dict[str, Any]) -> CheckpointTuple:
         return rules.checkpoint_tuple(

@@ -42,13 +42,15 @@ _KEEP_WRITES = [
     f"{_PUT_WRITES.format(', '.join([_WRITE_VALUES] * n))}NOTHING" for n in range(_WRITES_AT_ONCE + 1)
 ]
 _WRITES = f"SELECT task_path, task_id, idx, channel, type, value FROM writes WHERE {_AT}"
-_LATEST = "(SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ?1 AND checkpoint_ns = ?2)"
-# A join would repeat the checkpoint for each of its writes.
+_LATEST = """(SELECT checkpoint_id FROM checkpoints WHERE thread_id = ?1 AND checkpoint_ns = ?2
+    ORDER BY checkpoint_id DESC LIMIT 1)"""
+# A join would repeat the checkpoint for each of its writes. Of both kinds of row only a write has an index.
+# The metadata lies behind the checkpoint: asked for first, SQLite would walk through all pages of that twice.
 _GET = """
-    SELECT NULL, NULL, NULL, checkpoint_id, type, checkpoint, parent_checkpoint_id, metadata FROM checkpoints
+    SELECT checkpoint_id, parent_checkpoint_id, NULL, type, checkpoint, metadata FROM checkpoints
     WHERE thread_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id = {0}
     UNION ALL
-    SELECT task_path, task_id, idx, channel, type, value, NULL, NULL FROM writes
+    SELECT task_path, task_id, idx, channel, type, value FROM writes
     WHERE thread_id = ?1 AND checkpoint_ns = ?2 AND checkpoint_id = {0}"""
 _GET_EXACT = _GET.format("?3")
 _GET_LATEST = _GET.format(_LATEST)
@@ -91,11 +93,23 @@ class Row:
 
 def put(conn: sqlite3.Connection, put: rules.Put, sealed: Sealed) -> None:
     """Store a checkpoint, by one statement or in the transaction that is open."""
+    if sealed.size <= LARGE_ROW:
+        (whole,) = sealed.parts
+        conn.execute(
+            _PUT,
+            (
+                put.thread,
+                put.ns,
+                put.id,
+                put.parent,
+                sealed.type,
+                bytearray(whole),  # of bytes the sqlite3 module would ask whether there is an adapter
+                bytearray(put.metadata, "utf-8"),
+            ),
+        )
+        return
     key = (put.thread, put.ns, put.id, put.parent, sealed.type)
     metadata = put.metadata.encode()
-    if sealed.size <= LARGE_ROW:
-        conn.execute(_PUT, (*key, *sealed.parts, metadata))
-        return
     # By one statement SQLite would copy the bytes twice.
     is_alone = not conn.in_transaction
     if is_alone:
@@ -140,7 +154,8 @@ def put_writes(
     """Store writes, each by its own rule: first wins, or last wins for the special ones."""
     kept: list[tuple[Any, ...]] = []
     for w in writes:
-        row = (key.thread, key.ns, key.checkpoint, task, path, w.idx, w.channel, w.type, w.blob)
+        blob = bytearray(w.blob) if len(w.blob) <= _PAGE_BYTES else w.blob  # as in put()
+        row = (key.thread, key.ns, key.checkpoint, task, path, w.idx, w.channel, w.type, blob)
         if w.idx < 0:
             conn.execute(_REPLACE_WRITE, row)
         else:
@@ -152,7 +167,12 @@ def put_writes(
 
 def is_one_statement(writes: Sequence[rules.Write]) -> bool:
     """Whether :func:`put_writes` needs only one for these."""
-    return len(writes) <= 1 or (len(writes) <= _WRITES_AT_ONCE and all(w.idx >= 0 for w in writes))
+    if len(writes) > _WRITES_AT_ONCE:
+        return False
+    for write in writes:
+        if write.idx < 0:
+            return len(writes) == 1
+    return True
 
 
 def get(conn: sqlite3.Connection, key: rules.Key) -> Row | None:
@@ -161,10 +181,11 @@ def get(conn: sqlite3.Connection, key: rules.Key) -> Row | None:
         found = conn.execute(_GET_LATEST, (key.thread, key.ns)).fetchall()
     else:
         found = conn.execute(_GET_EXACT, (key.thread, key.ns, key.checkpoint)).fetchall()
-    writes = [line[:6] for line in found if line[2] is not None]  # a write has an index
-    for _, _, idx, id_, type_, blob, parent, metadata in found:
-        if idx is None:
-            return Row((key.thread, key.ns, id_), parent, (type_, blob), metadata, writes)
+    for position, line in enumerate(found):
+        if line[2] is None:
+            del found[position]  # what is left are its writes
+            id_, parent, _, type_, blob, metadata = line
+            return Row((key.thread, key.ns, id_), parent, (type_, blob), metadata, found)
     return None
 
 
