@@ -142,7 +142,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
         """As :meth:`list`."""
         listing = self._listing(config, filter, before, limit)
         while page := await self._engine.aread(_page(self, listing)):
-            for found in page:
+            for found in _taken(page):
                 yield found
 
     def delete_thread(self, thread_id: str) -> None:
@@ -205,7 +205,7 @@ class _SqliteSaver(BaseCheckpointSaver[str]):
 
     def _pages(self, listing: sql.Listing) -> Iterator[CheckpointTuple]:
         while rows := self._read(_rows(listing)):
-            for row in rows:
+            for row in _taken(rows):
                 yield self._whole(row, self._read)
 
     # What is done: the arguments are checked and serialised at once, the rest runs on a connection.
@@ -361,9 +361,17 @@ def _rows(listing: sql.Listing) -> Work[list[sql.Row]]:
 def _page(saver: _SqliteSaver, listing: sql.Listing) -> Work[list[CheckpointTuple]]:
     def work(conn: sqlite3.Connection) -> list[CheckpointTuple]:
         with snapshot(conn):
-            return [saver._whole(row, lambda work: work(conn)) for row in listing.page(conn)]
+            rows = listing.page(conn)
+            return [saver._whole(row, lambda work: work(conn)) for row in _taken(rows)]
 
     return work
+
+
+def _taken(page: list[T]) -> Iterator[T]:
+    """The items of a page, each let go as soon as the next is asked for: the next page takes their place."""
+    page.reverse()
+    while page:
+        yield page.pop()
 
 
 def _has_sends_elsewhere(row: sql.Row, checkpoint: dict[str, Any]) -> bool:
