@@ -71,6 +71,7 @@ _RANGE_WRITES = """
 _PLAIN_TEXT = re.compile(r"[\w.:-]*", re.ASCII)
 _PLAIN_NAME = re.compile(r"[\w.:-]*[A-Za-z][\w.:-]*", re.ASCII)  # with a letter: not the text of a number
 _FEW_RUNS = 16
+_FEW_BYTES = 1 << 13  # are copied in less time than it takes to look for an adapter
 _PAGE_ROWS = 16
 _RANGE_ROWS = 64
 _PAGE_BYTES = 1 << 18
@@ -103,8 +104,8 @@ def put(conn: sqlite3.Connection, put: rules.Put, sealed: Sealed) -> None:
                 put.id,
                 put.parent,
                 sealed.type,
-                bytearray(whole),  # of bytes the sqlite3 module would ask whether there is an adapter
-                bytearray(put.metadata, "utf-8"),
+                _param(whole),
+                _param(put.metadata.encode()),
             ),
         )
         return
@@ -121,6 +122,11 @@ def put(conn: sqlite3.Connection, put: rules.Put, sealed: Sealed) -> None:
                 blob.write(part)
     if is_alone:
         conn.execute("COMMIT")
+
+
+def _param(blob: bytes) -> bytes | bytearray:
+    """Bytes as a parameter: the sqlite3 module looks for an adapter of bytes, and for none of a bytearray."""
+    return bytearray(blob) if len(blob) <= _FEW_BYTES else blob
 
 
 def stored(conn: sqlite3.Connection, put: rules.Put, codec: Codec) -> dict[str, Any]:
@@ -154,8 +160,7 @@ def put_writes(
     """Store writes, each by its own rule: first wins, or last wins for the special ones."""
     kept: list[tuple[Any, ...]] = []
     for w in writes:
-        blob = bytearray(w.blob) if len(w.blob) <= _PAGE_BYTES else w.blob  # as in put()
-        row = (key.thread, key.ns, key.checkpoint, task, path, w.idx, w.channel, w.type, blob)
+        row = (key.thread, key.ns, key.checkpoint, task, path, w.idx, w.channel, w.type, _param(w.blob))
         if w.idx < 0:
             conn.execute(_REPLACE_WRITE, row)
         else:
