@@ -315,20 +315,21 @@ blobs AS (DELETE FROM checkpoint_blobs WHERE thread_id = ANY(%(threads)s))
 DELETE FROM checkpoints WHERE thread_id = ANY(%(threads)s)"""
 
 
-def _robbed(rows: str) -> str:
+def _robbed(threads: str, spaces: str = "true") -> str:
     return f"""
 SELECT EXISTS (
     SELECT 1 FROM checkpoints c CROSS JOIN LATERAL jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
-    WHERE {rows} AND NOT COALESCE(c.checkpoint -> 'channel_values' ? v.key, false) AND NOT EXISTS (
-        SELECT 1 FROM checkpoint_blobs b WHERE b.thread_id = c.thread_id AND b.checkpoint_ns = c.checkpoint_ns
-        AND b.channel = v.key AND b.version = v.value
+    WHERE c.thread_id = {threads} AND {spaces}
+    AND NOT COALESCE(c.checkpoint -> 'channel_values' ? v.key, false) AND NOT EXISTS (
+        SELECT 1 FROM checkpoint_blobs b WHERE b.thread_id = {threads} AND b.thread_id = c.thread_id
+        AND b.checkpoint_ns = c.checkpoint_ns AND b.channel = v.key AND b.version = v.value
     )
 )"""
 
 
 # After all of them were deleted: whether a checkpoint that was put meanwhile lacks a value.
-ROBBED_THREADS = _robbed("c.thread_id = ANY(%(threads)s)")
-ROBBED_CALLS = _robbed("c.thread_id = %(thread)s AND c.checkpoint_ns = ANY(%(spaces)s)")
+ROBBED_THREADS = _robbed("ANY(%(threads)s)")
+ROBBED_CALLS = _robbed("%(thread)s", "c.checkpoint_ns = ANY(%(spaces)s)")
 
 SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
 
