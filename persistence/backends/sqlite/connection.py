@@ -216,7 +216,7 @@ class SqliteDatabase:
                 )
         except PermissionError as error:
             raise ConnectError(f"no permission to look at {path}: {self.name}", transient=False) from error
-        except ConnectError:  # which is an OSError, too
+        except (ConnectError, FileNotFoundError):  # an OSError, too; or the working directory is gone
             raise
         except OSError as error:  # a name that is too long, links that go round
             raise ConnectError(f"cannot open {path}: {error.strerror}", transient=False) from error
