@@ -33,7 +33,7 @@ from persistence.transfer.engine import (
     scan,
     verify_copy,
 )
-from persistence.transfer.follow_store import followable, has_items, look_first
+from persistence.transfer.follow_store import has_items, look_first
 from persistence.transfer.followed_parts import parts_of, require_same, run_options
 from persistence.transfer.included import included
 from persistence.transfer.ledger import Run
@@ -195,16 +195,15 @@ def cut_over(
     Raises:
         As :func:`follow`, and ConnectError: The lock was not to be had.
     """
-    with open_live(source, settings) as live:
-        live.require(sealing=seal)
-    with _opened(source, target, settings, progress, threading.Event(), include, vectors) as job:
+    never = threading.Event()
+    with _opened(source, target, settings, progress, never, include, vectors, sealing=seal) as job:
         if job.run.state == "finished":
             return job.cut_over(None, None, 0, already_done=True)
         if job.sync.threads:
             job.live.watch()
         try:
             if job.sync.store is not None:
-                job.sync.store.watch(job.live)
+                job.live.watch_store()
             shape, noted, mended = job.get_close(told)
             with job.live.locked() as locked:
                 if locked.shape() != shape:
@@ -307,7 +306,9 @@ def _opened(
     halt: threading.Event,
     include: Collection[Part] | None,
     vectors: bool,
+    sealing: bool | None = None,
 ) -> Iterator[_Job]:
+    """What both commands begin with; ``sealing`` is for a cut-over, and says whether it will seal."""
     show = progress or no_progress
 
     def tell(phase: Phase, done: int, total: int, unit_bytes: int) -> None:
@@ -318,8 +319,11 @@ def _opened(
     clock = Clock(tell)
     provider = provider_for(target, settings)
     with open_live(source, settings) as live, provider.sink() as sink:
-        if _run_of(live, sink) is None:
-            parts = Options(include=THREADS if include is None else include, vectors=vectors)
+        known = _run_of(live, sink)
+        parts = Options(include=THREADS if include is None else include, vectors=vectors)
+        if sealing is not None:
+            live.require((parts if known is None else parts_of(known)).include, sealing=sealing)
+        if known is None:
             _copy_first(live, sink, provider, clock, parts)
         with sink.exclusive():
             if (run := _run_of(live, sink)) is None:
@@ -334,8 +338,7 @@ def _copy_first(live: LiveSource, sink: Sink, provider: Provider, clock: Clock, 
 
     The store is looked at here, and copied by the first round.
     """
-    if has_store := "store" in parts.include:
-        followable(live)
+    has_store = "store" in parts.include
     workers = provider.settings.transfer_workers
     with live.snapshot() as snapshot, Spool() as spool, Crew(workers) as crew:
         refuse_itself(snapshot, sink)

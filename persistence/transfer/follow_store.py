@@ -3,7 +3,7 @@
 It is the store's part of :mod:`persistence.transfer.sync`, and works as that does: an item with another stamp
 is read and written, what was written is read back and compared, and items commit together with their claims.
 The first copy is the first round. During a cut-over a watch notes every item that is written, so nothing but
-those is looked at under the lock.
+those is looked at under the lock; where stamps show every change, all stamps are.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from persistence.errors import ConflictError, UnsupportedError, VerificationError
+from persistence.errors import ConflictError, VerificationError
 from persistence.transfer.difference import ItemDifference, Verdict
 from persistence.transfer.items import BadItem, Item, ItemPreflight, Key, NamespaceDigest, describe
 from persistence.transfer.live_store import (
-    HasLiveStore,
     ItemChange,
     ItemClaim,
     ItemStamp,
     LiveStore,
-    WatchesStore,
+    WatchedStore,
     require_ours,
 )
 from persistence.transfer.preflight import RefusedError
 
 if TYPE_CHECKING:
     from persistence.transfer.engine import Scan
-    from persistence.transfer.live import LiveSource, Locked, Snapshot
+    from persistence.transfer.live import Locked, Snapshot
     from persistence.transfer.records import Sink
     from persistence.transfer.report import Phase, Progress
     from persistence.transfer.store import StoreMove
@@ -62,24 +61,23 @@ class StoreSync:
         self._prepared = False
         self._noted = 0
 
-    def watch(self, live: LiveSource) -> None:
-        """See :meth:`persistence.transfer.live.LiveSource.watch`."""
-        followable(live).watch_store()
-
     def seal(self, locked: Locked) -> None:
         """See :meth:`persistence.transfer.live.Locked.seal`."""
-        _store_in(locked).seal(self._label)
+        locked.live_store().seal(self._label)
 
     def round(
         self, snapshot: Snapshot, done: Round, *, everything: bool = False, watched: bool = False
     ) -> None:
         """Make the target's store what the snapshot's is; ``done`` counts it. As with threads."""
-        store = _store_in(snapshot)
+        store = snapshot.live_store()
         done.source_items = store.count()
-        if everything:
-            _, self._noted = store.noted(0)
         is_long = everything or not self.follower.claims(None, 1)
-        jobs = self._written(store) if watched else self._walk(store, everything=everything)
+        if watched and isinstance(store, WatchedStore):
+            jobs = self._written(store)
+        else:
+            if everything and isinstance(store, WatchedStore):
+                _, self._noted = store.noted(0)
+            jobs = self._walk(store, everything=everything)
         seen = 0
         for batch in _batches(jobs):
             self._carry_out(snapshot.label, store, batch, done, everything=everything)
@@ -131,7 +129,7 @@ class StoreSync:
             yield from page
             last = page[-1][:2]
 
-    def _written(self, store: LiveStore) -> Iterator[_Job]:
+    def _written(self, store: WatchedStore) -> Iterator[_Job]:
         """The items that the watch has noted since the last round."""
         found, self._noted = store.noted(self._noted)
         keys = iter(sorted(found))
@@ -212,21 +210,6 @@ class StoreSync:
         verdict.require()
 
 
-def followable(live: LiveSource) -> WatchesStore:
-    """The source, as one whose store can be followed.
-
-    Raises:
-        UnsupportedError: Only its threads can.
-    """
-    if isinstance(live, WatchesStore):
-        return live
-    raise UnsupportedError(
-        f"the store of {live.label} cannot be followed",
-        hint="leave out --include store; it moves by `persistence migrate --include store`, with the"
-        " application stopped",
-    )
-
-
 def look_first(move: StoreMove, found: Scan, sink: Sink, room: str) -> None:
     """Look at the whole store before anything is written.
 
@@ -274,12 +257,6 @@ def has_items(sink: Sink, run_id: str) -> bool | None:
             return True
         last = claims[-1][:2]
     return None if last is None else False
-
-
-def _store_in(snapshot: Snapshot) -> LiveStore:
-    if not isinstance(snapshot, HasLiveStore):
-        raise UnsupportedError(f"the store of {snapshot.label} cannot be followed")
-    return snapshot.live_store()
 
 
 def _batches(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:

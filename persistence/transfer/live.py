@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from persistence.errors import ConflictError
 from persistence.transfer.ledger import Tables
 from persistence.transfer.records import Checkpoint, Record, Source, Write
+
+if TYPE_CHECKING:
+    from persistence.transfer.live_store import LiveStore
+    from persistence.transfer.options import Part
 
 
 class Stamp(NamedTuple):
@@ -106,6 +110,9 @@ class Snapshot(Source, Protocol):
     def shape(self) -> int:
         """Changes when the file was rebuilt, which makes stamps worthless."""
 
+    def live_store(self) -> LiveStore:
+        """The store in it."""
+
 
 class Locked(Snapshot, Protocol):
     """The last state of a source: nobody can write to it."""
@@ -133,8 +140,8 @@ class LiveSource(Protocol):
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """The state that it has now."""
 
-    def require(self, *, sealing: bool) -> None:
-        """Raise where a cut-over cannot be, before it begins.
+    def require(self, parts: Collection[Part], *, sealing: bool) -> None:
+        """Raise where a cut-over of these parts cannot be, before it begins.
 
         Raises:
             TransferError: A right is lacking that :meth:`locked` or, if it is wanted, the seal needs.
@@ -142,13 +149,16 @@ class LiveSource(Protocol):
         """
 
     def watch(self) -> None:
-        """Note from now on what stamps may not show; see :meth:`Snapshot.noted`."""
+        """A cut-over of the threads begins: note what stamps may not show; see :meth:`Snapshot.noted`."""
+
+    def watch_store(self) -> None:
+        """As :meth:`watch`, for the items of the store; ``unwatch`` ends both."""
 
     def unwatch(self) -> None:
         """End the watch, and forget its notes."""
 
     def locked(self) -> AbstractContextManager[Locked]:
-        """Keep everybody else from writing; what is done in the block is committed at its end.
+        """Keep everybody else from writing to what is watched; what the block does is committed at its end.
 
         Raises:
             ConnectError: Somebody is writing and does not finish.

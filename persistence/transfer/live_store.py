@@ -104,11 +104,19 @@ class LiveStore(Protocol):
     def stamps(self) -> Iterator[ItemStamp]:
         """Every item, in order."""
 
-    def stamps_of(self, keys: Sequence[Key]) -> Mapping[Key, ItemStamp]:
-        """Those of these items that are there."""
-
     def some(self, keys: Sequence[Key]) -> Mapping[Key, Item | BadItem]:
         """Those of these items that are there, with their vectors."""
+
+    def seal(self, target: str) -> None:
+        """As :meth:`persistence.transfer.live.Locked.seal`, for the store; in a locked state only."""
+
+
+@runtime_checkable
+class WatchedStore(LiveStore, Protocol):
+    """One whose stamps may not show every change; during a cut-over it notes all of them."""
+
+    def stamps_of(self, keys: Sequence[Key]) -> Mapping[Key, ItemStamp]:
+        """Those of these items that are there."""
 
     def noted(self, after: int) -> tuple[set[Key], int]:
         """Items that were written or deleted under a watch, and how far that goes.
@@ -116,25 +124,6 @@ class LiveStore(Protocol):
         Raises:
             TransferError: Tables of the store are not watched.
         """
-
-    def seal(self, target: str) -> None:
-        """As :meth:`persistence.transfer.live.Locked.seal`, for the store; in a locked state only."""
-
-
-@runtime_checkable
-class HasLiveStore(Protocol):
-    """A snapshot of a source whose store can be followed."""
-
-    def live_store(self) -> LiveStore:
-        """The store in it."""
-
-
-@runtime_checkable
-class WatchesStore(Protocol):
-    """A source whose store can be followed."""
-
-    def watch_store(self) -> None:
-        """Note from now on every item that is written or deleted; ``unwatch`` ends that."""
 
 
 class StoreFollower(Protocol):

@@ -2,7 +2,7 @@
 
 It puts, replaces and deletes items, with times to live and without, and reads some, which puts off when they
 expire. Each line that it prints was acknowledged: ``+ key number`` is there, ``- key`` is gone. It ends when
-the file is sealed, or its standard input is closed.
+the file, or the Postgres database, is sealed, or its standard input is closed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 import threading
 from typing import Any
 
+import psycopg
+from langgraph.store.postgres import PostgresStore
 from langgraph.store.sqlite import SqliteStore
 
 import persistence
@@ -25,7 +27,7 @@ _over = threading.Event()
 
 
 def work(store: Any, number: int) -> None:
-    """One worker's items, until the file refuses them."""
+    """One worker's items, until they are refused."""
     choose = random.Random(number)  # noqa: S311 - which one, not a secret
     turn = 0
     try:
@@ -40,7 +42,7 @@ def work(store: Any, number: int) -> None:
             say("+", key, str(turn))
             store.get(NAMESPACE, f"{number}.{choose.randrange(12)}")
             _over.wait(choose.uniform(0, 0.02))
-    except (sqlite3.IntegrityError, SealedError) as error:
+    except (sqlite3.IntegrityError, psycopg.IntegrityError, SealedError) as error:
         assert "has moved" in str(error)
         _over.set()
 
@@ -53,9 +55,17 @@ def _stop() -> None:
 def main(path: str, kind: str) -> None:
     """Open the store with LangGraph's own class, once for each worker, or with ours."""
     threading.Thread(target=_stop, daemon=True).start()
+    in_postgres = "://" in path
     if kind == "ours":
-        with persistence.open(f"sqlite:///{path}?busy_timeout=60") as db:
+        with persistence.open(path if in_postgres else f"sqlite:///{path}?busy_timeout=60") as db:
             run([db.store, db.store])
+        return
+    if in_postgres:
+        with (
+            PostgresStore.from_conn_string(path, ttl=TTL) as first,
+            PostgresStore.from_conn_string(path, ttl=TTL) as second,
+        ):
+            run([first, second])
         return
     with (
         SqliteStore.from_conn_string(path, ttl=TTL) as one,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -65,6 +65,16 @@ def postgres_store(dsn: str, schema: str | None = None) -> Iterator[PostgresStor
     option = f"&options=-csearch_path%3D{schema}" if schema else ""
     with PostgresStore.from_conn_string(dsn + option) as store:
         yield store
+
+
+def official(side: Path | str) -> AbstractContextManager[BaseStore]:
+    """LangGraph's own store in a SQLite file, or in a Postgres database."""
+    return sqlite_store(side) if isinstance(side, Path) else postgres_store(side)
+
+
+def dsn_of(side: Path | str) -> str:
+    """The DSN of a file, or of a database."""
+    return f"sqlite:///{side}" if isinstance(side, Path) else side
 
 
 def found(store: BaseStore) -> Found:

@@ -163,12 +163,11 @@ def test_a_lock_that_comes_late(source: str, file: str, monkeypatch: pytest.Monk
     refused = threading.Event()
     locked = transfer_live._locked
 
-    def tried(conn: Any, mode: str) -> float | None:
-        began = locked(conn, mode)
-        if began is None:
+    def tried(*args: Any) -> Any:
+        if (lock := locked(*args)) is None:
             put(source)
             refused.set()
-        return began
+        return lock
 
     monkeypatch.setattr(transfer_live, "_locked", tried)
     with closing(psycopg.connect(source)) as conn:

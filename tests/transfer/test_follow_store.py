@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -25,12 +26,11 @@ from persistence.errors import (
     ConflictError,
     SealedError,
     TransferError,
-    UnsupportedError,
     VerificationError,
 )
 from persistence.transfer.options import THREADS, Part
 from persistence.transfer.preflight import RefusedError
-from tests.support import COMMAND, clean_environment
+from tests.support import COMMAND, clean_environment, fresh_database
 from tests.transfer import make, store_writer, stores
 from tests.transfer.conftest import file_rows, rows
 from tests.transfer.stores import items_of
@@ -42,16 +42,21 @@ KILLS = int(os.environ.get("FOLLOW_KILLS", "2"))
 BOTH: Sequence[Part] = ("checkpoints", "store")
 STORE: Sequence[Part] = ("store",)
 AT = ("facts",)
+REFUSED = (sqlite3.IntegrityError, psycopg.IntegrityError)
 
 
 @pytest.fixture
 def source(database: Path) -> Path:
     """Threads, and items of many kinds."""
-    stores.fill(database)
-    with stores.sqlite_store(database) as store:
+    fill(database)
+    return database
+
+
+def fill(path: Path) -> None:
+    stores.fill(path)
+    with stores.sqlite_store(path) as store:
         for key in ("changed", "deleted", "kept"):
             store.put(AT, key, {"text": "first"})
-    return database
 
 
 @pytest.fixture
@@ -64,6 +69,31 @@ def file(tmp_path: Path) -> str:
 def target(request: pytest.FixtureRequest) -> str:
     dsn: str = request.getfixturevalue("file" if request.param == "sqlite" else "postgres_dsn")
     return dsn
+
+
+@pytest.fixture(scope="module")
+def template(postgres_server: str, filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Postgres database with the same; not to be changed."""
+    path = Path(shutil.copy(filled, tmp_path_factory.mktemp("stored") / "chat.db"))
+    fill(path)
+    with fresh_database(postgres_server) as dsn:
+        transfer.migrate(path, dsn, options=stores.BOTH)
+        yield dsn
+
+
+@pytest.fixture
+def database_source(template: str, postgres_server: str) -> Iterator[str]:
+    """A copy of it that a test may change."""
+    with fresh_database(postgres_server, template) as dsn:
+        yield dsn
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def either(request: pytest.FixtureRequest) -> Path | str:
+    """Where it is the same for both sources."""
+    name = "source" if request.param == "sqlite" else "database_source"
+    found: Path | str = request.getfixturevalue(name)
+    return found
 
 
 class StoreWriter(Writer):
@@ -84,7 +114,7 @@ class StoreWriter(Writer):
 
 
 @contextmanager
-def writing(path: Path, kind: str) -> Iterator[StoreWriter]:
+def writing(path: Path | str, kind: str) -> Iterator[StoreWriter]:
     writer = StoreWriter(path, kind)
     try:
         yield writer
@@ -117,13 +147,13 @@ def follow(
     ).last
 
 
-def put(path: Path, key: str, text: str, **more: Any) -> None:
-    with stores.sqlite_store(path) as store:
+def put(side: Path | str, key: str, text: str, **more: Any) -> None:
+    with stores.official(side) as store:
         store.put(AT, key, {"text": text}, **more)
 
 
-def delete(path: Path, key: str) -> None:
-    with stores.sqlite_store(path) as store:
+def delete(side: Path | str, key: str) -> None:
+    with stores.official(side) as store:
         store.delete(AT, key)
 
 
@@ -131,11 +161,11 @@ def texts(dsn: str) -> dict[str, Any]:
     return {key: found[0]["text"] for (at, key), found in stores.official_items_of(dsn).items() if at == AT}
 
 
-def require_equal(source: Path, target: str) -> None:
+def require_equal(source: Path | str, target: str) -> None:
     """By our digests, by what both stores show, and by what only the rows hold."""
     assert transfer.verify(source, target, include=BOTH).equal
-    assert items_of(target) == stores.official_items_of(f"sqlite:///{source}")
-    assert stores.times_to_live(target) == stores.times_to_live(f"sqlite:///{source}")
+    assert items_of(target) == stores.official_items_of(stores.dsn_of(source))
+    assert stores.times_to_live(target) == stores.times_to_live(stores.dsn_of(source))
 
 
 def require_acknowledged(writer: StoreWriter, target: str) -> None:
@@ -212,15 +242,16 @@ def test_interrupted_at_each_commit(source: Path, file: str, monkeypatch: pytest
     assert len(transfer.runs(file)) == 1
 
 
-def test_what_a_round_finds(source: Path, target: str) -> None:
-    follow(source, target)
-    assert follow(source, target).items == 0
-    put(source, "added", "new", ttl=60)
-    put(source, "changed", "other")
-    delete(source, "deleted")
-    make.execute(source, "UPDATE store SET expires_at = '2031-01-01 00:00:00' WHERE key = 'soon'")
-    assert follow(source, target).items == 4
-    require_equal(source, target)
+def test_what_a_round_finds(either: Path | str, target: str) -> None:
+    follow(either, target)
+    assert follow(either, target).items == 0
+    put(either, "added", "new", ttl=60)
+    put(either, "changed", "other")
+    delete(either, "deleted")
+    soon = "UPDATE store SET expires_at = '2031-01-01 00:00:00' WHERE key = 'soon'"
+    Target(stores.dsn_of(either)).execute(soon)
+    assert follow(either, target).items == 4
+    require_equal(either, target)
     assert texts(target) == {"added": "new", "changed": "other", "kept": "first"}
 
 
@@ -389,20 +420,20 @@ def test_without_the_store(source: Path, file: str) -> None:
     put(source, "goes on", "x")
 
 
-def test_only_the_store(source: Path, file: str) -> None:
-    follow(source, file, include=STORE)
+def test_only_the_store(either: Path | str, file: str) -> None:
+    follow(either, file, include=STORE)
     before = file_rows(Path(file.removeprefix("sqlite:///")))
     with pytest.raises(ConflictError, match=r"follows this source"):
-        transfer.migrate(source, file, options=transfer.Options(include=STORE))
-    put(source, "changed", "other")
-    done = transfer.cut_over(source, file)
+        transfer.migrate(either, file, options=transfer.Options(include=STORE))
+    put(either, "changed", "other")
+    done = transfer.cut_over(either, file)
     assert done.sealed
     assert file_rows(Path(file.removeprefix("sqlite:///"))) == before
-    assert transfer.verify(source, file, include=STORE).equal
-    with make.database(source) as saver:
+    assert transfer.verify(either, file, include=STORE).equal
+    with Target(stores.dsn_of(either)).official() as saver:
         make.put(saver, "goes on", {"c": ["x"]})
-    with pytest.raises(sqlite3.IntegrityError, match="has moved"):
-        put(source, "changed", "again")
+    with pytest.raises(REFUSED, match="has moved"):
+        put(either, "changed", "again")
     transfer.undo(done.run_id, file)
     assert stores.official_items_of(file) == {}
 
@@ -455,17 +486,17 @@ def test_the_seal_of_one_part_keeps_that_of_the_other(source: Path, file: str, t
         make.put(saver, "new", {"c": ["x"]})
 
 
-def test_a_cut_over_that_ended_after_the_seal(source: Path, file: str, monkeypatch: Any) -> None:
-    follow(source, file)
+def test_a_cut_over_that_ended_after_the_seal(either: Path | str, file: str, monkeypatch: Any) -> None:
+    follow(either, file)
     with monkeypatch.context() as patch:
         patch.setattr("persistence.transfer.ledger.Ledger.advance", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            transfer.cut_over(source, file)
-    with pytest.raises(sqlite3.IntegrityError, match="has moved"):
-        put(source, "new", "x")
-    done = transfer.cut_over(source, file)
+            transfer.cut_over(either, file)
+    with pytest.raises(REFUSED, match="has moved"):
+        put(either, "new", "x")
+    done = transfer.cut_over(either, file)
     assert (done.already_done, done.sealed) == (False, True)
-    require_equal(source, file)
+    require_equal(either, file)
 
 
 def test_a_store_that_is_made_during_the_cut_over(database: Path, file: str) -> None:
@@ -521,11 +552,3 @@ def test_another_store_beside(source: Path, postgres_dsn: str) -> None:
     with psycopg.connect(postgres_dsn) as conn:
         (brought,) = conn.execute("SELECT count(*) FROM persistence_followed_items").fetchone() or (0,)
     assert brought == len(stores.official_items_of(f"sqlite:///{source}"))
-
-
-def test_the_store_of_a_postgres_database(postgres_dsn: str, file: str) -> None:
-    """It moves with the application stopped; nothing is left out in silence."""
-    with pytest.raises(UnsupportedError, match=r"cannot be followed.*stop"):
-        follow(postgres_dsn, file)
-    with pytest.raises(UnsupportedError, match=r"cannot be followed.*stop"):
-        transfer.cut_over(postgres_dsn, file, include=STORE)

@@ -266,3 +266,31 @@ def test_followed(into: str, source: Path, tmp_path: Path, request: pytest.Fixtu
     follow(source, target, include=["store"], vectors=False)
     assert transfer.verify(source, target, include=["store"], vectors=False).equal
     assert not (postgres_vectors(target) if into == "pgvector" else sqlite_vectors(tmp_path / "target.db"))
+
+
+@pytest.mark.parametrize("kind", ["vector", "halfvec"])
+def test_followed_from_postgres(kind: str, vector_dsn: str, tmp_path: Path) -> None:
+    """Also a vector that changes and an item that does not."""
+    path = tmp_path / "target.db"
+    target = f"sqlite:///{path}"
+    with postgres_store(vector_dsn, kind) as store:
+        for key, text in (("tokyo", "tokyo"), ("both", "both"), ("kept", "both")):
+            store.put(("trips",), key, {"text": text})
+    follow(vector_dsn, target, include=["store"])
+    with postgres_store(vector_dsn, kind) as store:
+        store.put(("trips",), "unseen", {"text": "both"})
+        store.delete(("trips",), "both")
+    change = "UPDATE store_vectors SET embedding = '[0.5, 0.25, 2]' WHERE key = 'tokyo'"
+    with psycopg.connect(vector_dsn) as conn:
+        conn.execute(change)
+    assert follow(vector_dsn, target, include=["store"]).items == 3
+    assert transfer.verify(vector_dsn, target, include=["store"]).equal
+    assert sqlite_vectors(path)["trips", "tokyo", "text"] == struct.pack("<3f", 0.5, 0.25, 2)
+    done = transfer.cut_over(vector_dsn, target)
+    assert done.sealed
+    assert {key[1] for key in sqlite_vectors(path)} == {"tokyo", "kept", "unseen"}
+    with psycopg.connect(vector_dsn) as conn, pytest.raises(psycopg.IntegrityError, match="has moved"):
+        conn.execute(change)
+    assert transfer.unseal(vector_dsn)
+    with psycopg.connect(vector_dsn) as conn:
+        conn.execute(change)

@@ -137,7 +137,8 @@ def _look(
         if rows:
             read_seconds = time.perf_counter() - begin
         # The canary has a table of its own, which no seal is on.
-        is_sealed = bool((yield SEALED, {"checkpoints": named("checkpoints", schema)}))
+        tables = {table: named(table, schema) for table in ("checkpoints", "store")}
+        is_sealed = bool((yield SEALED, tables))
         prefix = f"{quote_identifier(schema)}." if schema else ""
         names = list(_TABLES)
         try:

@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import groupby, islice
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, sql
 from psycopg.rows import tuple_row
 
 from persistence.backends.postgres import seal
 from persistence.backends.postgres.connection import connect, translate
+from persistence.backends.postgres.transfer_live_store import PostgresLiveStore
 from persistence.backends.postgres.transfer_source import (
     BLOBS,
     CHECKPOINTS,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
     from persistence.contract import Provider
+    from persistence.transfer.options import Part
 
 _LOCK_WAIT = 30.0
 """Seconds to try for the lock."""
@@ -187,14 +189,26 @@ class LiveSnapshot(PostgresSource):
         """See :class:`persistence.transfer.live.Snapshot`: nothing makes stamps worthless."""
         return 0
 
+    def live_store(self) -> PostgresLiveStore:
+        """See :class:`persistence.transfer.live.Snapshot`."""
+        return PostgresLiveStore(self, self._conn, self._provider.settings.db_schema)
+
+
+class _Lock(NamedTuple):
+    """What a transaction has locked."""
+
+    began: float
+    tables: Sequence[seal.Place]
+
 
 class LockedSnapshot(LiveSnapshot):
     """The state under a lock, read by the connection that holds it."""
 
-    def __init__(self, provider: Provider, conn: Connection[Any], began: float) -> None:
+    def __init__(self, provider: Provider, conn: Connection[Any], lock: _Lock) -> None:
         super().__init__(provider)
         self._conn = conn
-        self.began = began
+        self._locked = {place[:2] for place in lock.tables}
+        self.began = lock.began
 
     def __enter__(self) -> LockedSnapshot:
         return self
@@ -203,6 +217,22 @@ class LockedSnapshot(LiveSnapshot):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """The transaction is that of :meth:`LiveDatabase.locked`."""
+
+    def live_store(self) -> PostgresLiveStore:
+        """See :class:`persistence.transfer.live.Snapshot`.
+
+        Raises:
+            TransferError: Tables of the store were made since the lock was taken.
+        """
+        there = {
+            place[:2] for place in seal.places(self._conn, self._provider.settings.db_schema, seal.STORE)
+        }
+        if not there <= self._locked:
+            raise TransferError(
+                f"the store of {self.label} was set up during the cut-over",
+                hint="it was not cut over, and its application goes on; run the command again",
+            )
+        return super().live_store()
 
     def seal(self, target: str) -> None:
         """See :class:`persistence.transfer.live.Locked`."""
@@ -223,6 +253,7 @@ class LiveDatabase:
         self.label = str(provider.dsn)
         self._provider = provider
         self._schema = provider.settings.db_schema
+        self._watched: tuple[str, ...] = ()
 
     def __enter__(self) -> LiveDatabase:
         with self.snapshot() as snapshot:
@@ -244,14 +275,16 @@ class LiveDatabase:
         """See :class:`persistence.transfer.live.LiveSource`."""
         return LiveSnapshot(self._provider)
 
-    def require(self, *, sealing: bool) -> None:
+    def require(self, parts: Collection[Part], *, sealing: bool) -> None:
         """See :class:`persistence.transfer.live.LiveSource`."""
         with self._connected() as conn:
             cursor = conn.cursor(row_factory=tuple_row)
             user, mode = cursor.execute(_SELF).fetchall()[0]
             if mode == "on":
                 raise ConnectError(f"{self.label} can only be read", transient=False)
-            if lacking := _lacking(seal.places(conn, self._schema), sealing=sealing):
+            tables = [*(seal.TABLES if "checkpoints" in parts else ())]
+            tables += seal.STORE if "store" in parts else ()
+            if lacking := _lacking(seal.places(conn, self._schema, tables), sealing=sealing):
                 raise TransferError(
                     f"a cut-over needs {lacking}, and the role {user!r} does not have it: {self.label}",
                     hint="name a role in the source's DSN that has, such as the owner of the tables",
@@ -259,15 +292,21 @@ class LiveDatabase:
 
     def watch(self) -> None:
         """See :class:`persistence.transfer.live.LiveSource`; stamps show everything here."""
+        self._watched += seal.TABLES
+
+    def watch_store(self) -> None:
+        """See :class:`persistence.transfer.live.LiveSource`; stamps show everything here."""
+        self._watched += seal.STORE
 
     def unwatch(self) -> None:
         """See :class:`persistence.transfer.live.LiveSource`."""
+        self._watched = ()
 
     @contextmanager
     def locked(self) -> Iterator[Locked]:
         """See :class:`persistence.transfer.live.LiveSource`."""
-        with self._writing("EXCLUSIVE") as (conn, began):
-            yield LockedSnapshot(self._provider, conn, began)
+        with self._writing("EXCLUSIVE", self._watched) as (conn, lock):
+            yield LockedSnapshot(self._provider, conn, lock)
 
     def sealed(self) -> bool:
         """See :class:`persistence.transfer.live.LiveSource`."""
@@ -276,18 +315,20 @@ class LiveDatabase:
 
     def unseal(self) -> bool:
         """See :class:`persistence.transfer.live.LiveSource`."""
-        if not self.sealed():
+        with self._connected() as conn:
+            tables = [place.table for place in seal.places(conn, self._schema) if place.sealed]
+        if not tables:
             return False
-        with self._writing("ACCESS EXCLUSIVE") as (conn, _):
+        with self._writing("ACCESS EXCLUSIVE", tables) as (conn, _):
             seal.unseal(conn, self._schema)
         return True
 
     @contextmanager
-    def _writing(self, mode: str) -> Iterator[tuple[Connection[Any], float]]:
-        """A transaction that keeps writers out, committed at the end; and when they had to wait first."""
+    def _writing(self, mode: str, tables: Sequence[str]) -> Iterator[tuple[Connection[Any], _Lock]]:
+        """A transaction that keeps writers out, committed at the end."""
         deadline = time.monotonic() + _LOCK_WAIT
         with self._connected() as conn:
-            while (began := _locked(conn, mode)) is None:
+            while (lock := _locked(conn, mode, self._schema, tables)) is None:
                 if time.monotonic() > deadline:
                     raise ConnectError(
                         f"a transaction on the tables of {self.label} does not finish",
@@ -295,7 +336,7 @@ class LiveDatabase:
                     )
                 time.sleep(_PAUSE)
             try:
-                yield conn, began
+                yield conn, lock
                 conn.execute("COMMIT")
             except BaseException:
                 with suppress(psycopg.Error):
@@ -313,8 +354,8 @@ class LiveDatabase:
             raise ours or TransferError(f"{self.label} refused it: {reason}") from None
 
 
-def _locked(conn: Connection[Any], mode: str) -> float | None:
-    """Begin a transaction and try to lock; gives when that was, or ``None`` where others were not done."""
+def _locked(conn: Connection[Any], mode: str, schema: str | None, tables: Sequence[str]) -> _Lock | None:
+    """Begin a transaction and try to lock the tables that are there; ``None`` where others were not done."""
     began = time.monotonic()
     # Each statement sees the tables as they are under the lock.
     conn.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
@@ -322,12 +363,15 @@ def _locked(conn: Connection[Any], mode: str) -> float | None:
     # If this machine is gone, the lock goes soon.
     conn.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{_IDLE_SECONDS}s'".encode())
     conn.execute("SET LOCAL row_security = off")
+    found = seal.places(conn, schema, tables)
+    names = sql.SQL(", ").join(place.name for place in found)
     try:
-        conn.execute(f"LOCK TABLE {', '.join(seal.TABLES)} IN {mode} MODE".encode())
+        if found:
+            conn.execute(sql.SQL(f"LOCK TABLE {{}} IN {mode} MODE").format(names))
     except (errors.LockNotAvailable, errors.DeadlockDetected):
         conn.execute("ROLLBACK")
         return None
-    return began
+    return _Lock(began, found)
 
 
 def _lacking(places: Sequence[seal.Place], *, sealing: bool) -> str | None:

@@ -149,12 +149,31 @@ def _layout(conn: Connection[Any], schema: str | None) -> _Layout:
     )
 
 
+def held_items(
+    conn: Connection[Any], keys: Sequence[Key], layout: _Layout, *, lock: bool = False
+) -> dict[Key, Item | BadItem]:
+    """Those of these items that are there."""
+    keys = [key for key in keys if "\0" not in key[0] + key[1]]
+    if not layout.has_items or not keys:
+        return {}
+
+    def rows(query: Query, suffix: str = "") -> Iterator[Row]:
+        where = query.rest.format(where=f"AND {_AMONG}")
+        cursor = conn.cursor(binary=True, row_factory=tuple_row)
+        return iter(cursor.execute(f"SELECT {query.columns} {where} {suffix}".encode(), _arrays(keys)))
+
+    items = rows(layout.items, "FOR UPDATE" if lock else "")
+    vectors = rows(_VECTORS) if layout.vector_type is not None else iter(())
+    return {item[:2]: item for item in assembled(items, vectors, _item, _vectors_of(layout))}
+
+
 class PostgresStoreSource:
     """The store within a snapshot of a Postgres database."""
 
     def __init__(self, source: PostgresSource, conn: Connection[Any], schema: str | None) -> None:
         self._source = source
         self._conn = conn
+        self._schema = schema
         with source.errors():
             self._layout = _layout(conn, schema)
 
@@ -197,13 +216,13 @@ class PostgresStoreSink:
     def held(self, keys: Sequence[Key]) -> Mapping[Key, Item | BadItem]:
         """See :class:`persistence.transfer.items.StoreSink`."""
         with self._sink.errors():
-            return self._held(keys, self._look())
+            return held_items(self._conn, keys, self._look())
 
     def write(self, batch: ItemBatch, rule: Rule) -> None:
         """See :class:`persistence.transfer.items.StoreSink`."""
         layout = self._look()
         with self._sink.errors(), self._conn.transaction():
-            held = self._held([item[:2] for item in batch.items], layout, lock=True)
+            held = held_items(self._conn, [item[:2] for item in batch.items], layout, lock=True)
             chosen = rule.chosen(batch.items, held)
             cursor = self._conn.cursor()
             _replace(cursor, [item[:2] for item in chosen if item[:2] in held], chosen, layout)
@@ -211,7 +230,7 @@ class PostgresStoreSink:
 
     def locked(self, keys: Sequence[Key]) -> dict[Key, Item | BadItem]:
         """As :meth:`held`, and nobody else changes them before the end of the transaction that is open."""
-        return self._held(keys, self._look(), lock=True)
+        return held_items(self._conn, keys, self._look(), lock=True)
 
     def replace(self, gone: Sequence[Key], items: Sequence[Item]) -> None:
         """Delete items, then write others, in the transaction that is open."""
@@ -220,7 +239,7 @@ class PostgresStoreSink:
     def remove(self, marks: Mapping[Key, bytes]) -> tuple[int, int]:
         """See :class:`persistence.transfer.items.StoreSink`."""
         with self._sink.errors(), self._conn.transaction():
-            held = self._held(list(marks), self._look(), lock=True)
+            held = held_items(self._conn, list(marks), self._look(), lock=True)
             going = unchanged(held, marks)
             self._conn.execute(f"DELETE FROM store WHERE {_AMONG}".encode(), _arrays(going))
             return len(going), len(held) - len(going)
@@ -228,20 +247,6 @@ class PostgresStoreSink:
     def _look(self) -> _Layout:
         with self._sink.errors():
             return _layout(self._conn, self._schema)
-
-    def _held(self, keys: Sequence[Key], layout: _Layout, *, lock: bool = False) -> dict[Key, Item | BadItem]:
-        keys = [key for key in keys if "\0" not in key[0] + key[1]]
-        if not layout.has_items or not keys:
-            return {}
-
-        def rows(query: Query, suffix: str = "") -> Iterator[Row]:
-            where = query.rest.format(where=f"AND {_AMONG}")
-            cursor = self._conn.cursor(binary=True, row_factory=tuple_row)
-            return iter(cursor.execute(f"SELECT {query.columns} {where} {suffix}".encode(), _arrays(keys)))
-
-        items = rows(layout.items, "FOR UPDATE" if lock else "")
-        vectors = rows(_VECTORS) if layout.vector_type is not None else iter(())
-        return {item[:2]: item for item in assembled(items, vectors, _item, _vectors_of(layout))}
 
 
 class PostgresItemPreflight(ItemFindings):

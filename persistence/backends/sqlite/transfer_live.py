@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from persistence.backends.sqlite.provider import SqliteProvider
+    from persistence.transfer.options import Part
 
 _TRY = 5
 """Milliseconds for one try to get the write lock: SQLite's own naps grow to a tenth of a second."""
@@ -112,7 +113,7 @@ class LiveSnapshot(SqliteSource):
             return seal.noted(self._conn, after)
 
     def live_store(self) -> SqliteLiveStore:
-        """See :class:`persistence.transfer.live_store.HasLiveStore`."""
+        """See :class:`persistence.transfer.live.Snapshot`."""
         return SqliteLiveStore(self._conn, self.label, self._reading)
 
     def shape(self) -> int:
@@ -183,7 +184,7 @@ class LiveFile:
         """See :class:`persistence.transfer.live.LiveSource`."""
         return LiveSnapshot(self._provider)
 
-    def require(self, *, sealing: bool) -> None:
+    def require(self, parts: Collection[Part], *, sealing: bool) -> None:
         """See :class:`persistence.transfer.live.LiveSource`."""
         with self._writing():
             pass
@@ -194,7 +195,7 @@ class LiveFile:
             seal.watch(conn)
 
     def watch_store(self) -> None:
-        """See :class:`persistence.transfer.live_store.WatchesStore`."""
+        """See :class:`persistence.transfer.live.LiveSource`."""
         with self._writing() as conn:
             seal.watch_store(conn)
 

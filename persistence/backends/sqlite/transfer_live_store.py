@@ -29,7 +29,7 @@ _THIS = "WHERE prefix = ? AND key = ?"
 
 
 class SqliteLiveStore:
-    """The store within one state of a file; see :class:`persistence.transfer.live_store.LiveStore`."""
+    """The store within one state of a file; see :class:`persistence.transfer.live_store.WatchedStore`."""
 
     def __init__(
         self, conn: sqlite3.Connection, label: str, reading: Callable[[], AbstractContextManager[None]]
