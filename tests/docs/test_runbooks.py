@@ -59,8 +59,16 @@ AFTER = {
     "there, back, lost and found": ["! persistence migrate env:POSTGRES env:SQLITE 2>refused"],
     "there and back at once": [],
     # The application has found its database sealed, and what it was told is stored is in the new one.
-    "for good, while the application runs": ["wait $live", "python stored.py chat-back.db"],
-    "while the application runs": ["wait $live", "python stored.py chat-after.db", "python items.py"],
+    "for good, while the application runs": [
+        "wait $live",
+        "python stored.py chat-back.db",
+        "python items.py chat-back.db",
+    ],
+    "while the application runs": [
+        "wait $live",
+        "python stored.py chat-after.db",
+        "python items.py chat-after.db",
+    ],
 }
 LIVE = """
 import os
@@ -98,8 +106,9 @@ stored = {line.strip() for line in open("stored")}
 assert stored and stored <= there, stored - there
 """
 ITEMS = """
+import sys
 import persistence
-with persistence.open("sqlite:///chat-after.db") as db:
+with persistence.open("sqlite:///" + sys.argv[1]) as db:
     items = {item.value["turn"] for item in db.store.search(("live",))}
 assert set(map(int, list(open("stored"))[-7:])) == items, items
 """

@@ -45,7 +45,7 @@ class PostgresLiveStore(PostgresStoreSource):
         """See :class:`persistence.transfer.live_store.LiveStore`."""
         if not self._layout.has_items:
             return
-        ttl = "s.expires_at, s.ttl_minutes" if self._layout.has_ttl else "NULL, NULL"
+        ttl = "s.expires_at, s.ttl_minutes" if self._layout.has_ttl else "NULL::timestamptz, NULL::int"
         vectors = _NO_VECTORS if self._layout.vector_type is None else _VECTORS
         with self._source.errors():
             fetch = self._source.declare("item_stamps", _STAMPS.format(ttl=ttl, vectors=vectors))
