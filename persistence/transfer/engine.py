@@ -39,6 +39,7 @@ from persistence.transfer.records import (
 from persistence.transfer.report import Counts, Phase, Progress, Totals, counted
 from persistence.transfer.selection import without
 from persistence.transfer.spool import Spool
+from persistence.transfer.store import RULE
 from persistence.transfer.survey import Finding, Sizes, Survey
 from persistence.transfer.verify import compare
 from persistence.transfer.workers import ALONE, Crew, itself, shared, shared_sink
@@ -431,7 +432,8 @@ def _run_for(
     run, actions = choose_run(source, sink, ledger, found, spool, options)
     if run is not None:
         return run
-    run = new_run(source.label, sink, found)
+    rule = options.on_conflict if found.store is not None and found.store.totals.items else "error"
+    run = new_run(source.label, sink, found, **({} if rule == "error" else {RULE: rule}))
     ledger.begin(run, actions, rejects)
     return run
 

@@ -11,6 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
@@ -41,9 +42,11 @@ from persistence.transfer.report import TOLD_EVERY, Phase, StoreTotals
 
 if TYPE_CHECKING:
     from persistence.transfer.engine import Clock, Scan
-    from persistence.transfer.options import Options
+    from persistence.transfer.options import OnConflict, Options
     from persistence.transfer.records import Sink, Source
 
+RULE = "items"
+"""What a run's options call the rule for items that the target has; without it none was chosen."""
 _AT_ONCE = 500
 _IN_MEMORY = 4_000_000
 _key = msgspec.msgpack.Decoder(tuple[str, str])
@@ -158,6 +161,7 @@ class StoreMove:
         if self.totals.items == 0:
             return 0
         run = next(run for run in sink.ledger().runs() if run.run_id == run_id)
+        self._decide_as(run, sink)
         committed, target, written = sink.ledger().committed(run_id), sink.store(), 0
         throttle = Throttle(self._options.max_mbps)
         if self.totals.vectors:
@@ -183,6 +187,17 @@ class StoreMove:
             told = _told(self._store, self._clock, "verify store", self.totals.items)
             theirs = store_of(target, self._options).items()
             compare_items(told, theirs, verdict, subset=subset, kept=iter(self._kept))
+
+    def _decide_as(self, run: Run, sink: Sink) -> None:
+        """Treat items that the target has as the run has begun to, whatever is asked for by now."""
+        began: OnConflict = run.options.get(RULE, self._options.on_conflict)
+        if began == self._options.on_conflict:
+            return
+        self._options = replace(self._options, on_conflict=began)
+        self._kept.close()
+        self._kept, self.totals.kept = _Keys(), 0
+        for items in _some(self._store.items()):
+            self._meet(sink, [item for item in items if isinstance(item, Item)])
 
     def _rule(self, sink: Sink) -> Rule:
         return Rule(sink.label, self._options.on_conflict, self._options.vectors)

@@ -18,7 +18,7 @@ from tests.transfer.test_resume import source
 __all__ = ["source"]
 
 
-def interrupted(source: Path, target: Path) -> None:
+def interrupted(source: Path, target: Path, options: transfer.Options = STORE) -> None:
     """A run that ends after two batches of 9 items; tests/transfer/kills kills runs anywhere."""
     write, batches = SqliteStoreSink.write, 0
 
@@ -32,7 +32,7 @@ def interrupted(source: Path, target: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
         patch.setattr(SqliteStoreSink, "write", ended)
-        transfer.migrate(source, f"sqlite:///{target}", options=STORE)
+        transfer.migrate(source, f"sqlite:///{target}", options=options)
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +104,17 @@ def test_items_written_meanwhile_are_a_conflict(
     assert found[("more",), "k07"][0] == {"from": "the application"}
     assert transfer.migrate(stored, target, options=replace(BOTH, on_conflict="merge")).verified
     assert stores.items_of(target)[("more",), "k07"][0] == {"from": "the application"}
+
+
+def test_resumed_with_another_rule(stored: Path, tmp_path: Path) -> None:
+    """Items that the target has are treated as they were when the run began, and so compared."""
+    target = tmp_path / "killed.db"
+    with stores.sqlite_store(target) as store:
+        store.put(("more",), "k00", {"n": "theirs"})
+        store.put(("more",), "k19", {"n": "theirs"})
+    interrupted(stored, target, replace(STORE, on_conflict="skip"))
+    report = transfer.migrate(stored, f"sqlite:///{target}", options=replace(STORE, on_conflict="replace"))
+    assert (report.batches_skipped, report.store.kept, report.verified) == (2, 2, True)
+    with stores.sqlite_store(target) as store:
+        there = [store.get(("more",), key) for key in ("k00", "k19")]
+        assert [item and item.value for item in there] == [{"n": "theirs"}] * 2
