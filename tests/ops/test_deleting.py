@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,8 @@ import psycopg
 import pytest
 
 import persistence
+from persistence import transfer
+from persistence.errors import ConflictError
 from persistence.testing.subject import LoopThread, at, bare
 from tests.support import fresh_database
 
@@ -39,6 +42,7 @@ class Place(NamedTuple):
     deleting: Any
     """Of the other colour."""
     watch: psycopg.Connection[Any]
+    dsn: str
 
     def hold(self, what: str) -> None:
         self.watch.execute(f"CREATE OR REPLACE TRIGGER held {what} EXECUTE FUNCTION held()")
@@ -70,7 +74,7 @@ def place(request: pytest.FixtureRequest, postgres_server: str) -> Iterator[Plac
                 CREATE FUNCTION held() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                     PERFORM pg_advisory_xact_lock_shared(1); RETURN NEW;
                 END $$""")
-            yield Place(db.checkpointer, other.checkpointer, watch)
+            yield Place(db.checkpointer, other.checkpointer, watch, dsn)
         loop.run(other.__aexit__(None, None, None))
         db.close()
     loop.stop()
@@ -157,3 +161,41 @@ def test_what_a_saver_remembers_is_not_taken_for_stored_once_another_has_deleted
         assert found is not None
         assert found.checkpoint["channel_values"] == FORK
         assert mine.get_tuple(at(thread, "1")) is None
+
+
+@pytest.mark.parametrize("follows", [False, True], ids=["replace", "follow"])
+def test_who_builds_on_what_a_transfer_replaces_loses_nothing(
+    place: Place, tmp_path: Path, *, follows: bool
+) -> None:
+    """The transfer is refused."""
+    thread, source = next(FRESH), f"sqlite:///{tmp_path}/source.db"
+
+    def move() -> object:
+        if follows:
+            stop = threading.Event()
+            return transfer.follow(source, place.dsn, stop=stop, told=lambda _: stop.set())
+        return transfer.migrate(source, place.dsn, options=transfer.Options(on_conflict="replace"))
+
+    with persistence.open(source) as db:
+        saver: Any = db.checkpointer
+        put(saver, at(thread), "1", OLD, {"kept": "1", "other": "1"})
+        if follows:
+            move()
+            saver.delete_thread(thread)
+        else:
+            put(place.deleting, at(thread), "1", OLD, {"kept": "1", "other": "1"})
+        put(saver, at(thread), "2", NEW, {"kept": "2", "other": "1"})
+    place.putting.get_tuple(at(thread))
+    with ThreadPoolExecutor(2) as threads:
+        place.hold(WHEN["who puts"])
+        fork = (place.putting, at(thread, "1"), "3", FORK, {"kept": "1", "other": "3"}, {"other": "3"})
+        one = threads.submit(put, *fork)
+        place.until_waiting(1, one)
+        other = threads.submit(move)
+        place.until_waiting(2, other)
+        place.let_go(WHEN["who puts"])
+        one.result(_PATIENCE)
+        with pytest.raises(ConflictError, match=f"somebody has written to thread '{thread}'"):
+            other.result(_PATIENCE)
+    found = {f.checkpoint["id"]: f.checkpoint["channel_values"] for f in place.putting.list(at(thread))}
+    assert found == {"1": OLD, "3": FORK}

@@ -24,7 +24,6 @@ _RECORDS = 5_000
 _BYTES = 8_000_000
 _PLACES = 1_000
 _SHOWN = 3
-_TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
 _ROWS = """
 SELECT t.id, coalesce(c.n, 0), coalesce(w.n, 0)
 FROM unnest(%(threads)s::text[]) AS t (id)
@@ -98,9 +97,10 @@ class PostgresFollower:
         rewritten = [change.thread_id for change in changes if change.rewrite]
         with self._sink.transaction() as cursor:
             self._require_ours(cursor, changes)
-            for table, deleted in (*((table, gone) for table in _TABLES), ("checkpoint_writes", rewritten)):
-                if deleted:
-                    cursor.execute(f"DELETE FROM {table} WHERE thread_id = ANY(%s)".encode(), [deleted])
+            if gone:
+                self._sink.clear(cursor, gone)
+            if rewritten:
+                cursor.execute("DELETE FROM checkpoint_writes WHERE thread_id = ANY(%s)", [rewritten])
             self._note(cursor, threads, [change.after for change in changes if change.after])
             adding = {change.thread_id for change in changes if change.kind == "add"}
             records = self._sink.placed(record for change in changes for record in change.records())

@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import ClientCursor, errors
+from psycopg import ClientCursor, IsolationLevel, errors
 from psycopg.rows import tuple_row
 
 from persistence.backends.postgres.connection import (
@@ -91,6 +91,7 @@ class PostgresSink:
         with ExitStack() as stack:
             stack.enter_context(self.errors())
             self._conn = stack.enter_context(self._connect())
+            self._conn.isolation_level = IsolationLevel.READ_COMMITTED  # see clear()
             stay_connected(self._conn)
             encoding = self._conn.info.parameter_status("server_encoding")
             if encoding != "UTF8":
@@ -174,14 +175,26 @@ class PostgresSink:
 
     def write(self, batch: Batch) -> None:
         """See :class:`persistence.transfer.records.Sink`."""
-        with self.errors(), self._conn.transaction():
-            cursor = self._conn.cursor()
-            for table in _TABLES if batch.replaces else ():
-                cursor.execute(
-                    f"DELETE FROM {table} WHERE thread_id = ANY(%s)".encode(), [list(batch.replaces)]
-                )
+        with self.transaction() as cursor:
+            if batch.replaces:
+                self.clear(cursor, list(batch.replaces))
             self._copy(cursor, batch.rows)
             self.enter(cursor, batch.entry, batch.keys)
+
+    def clear(self, cursor: Cursor[Any], threads: list[str]) -> None:
+        """Delete all of some threads, in the transaction that is open.
+
+        Raises:
+            ConflictError: A checkpoint was put meanwhile, and would lack what it builds on.
+        """
+        for table in _TABLES:
+            cursor.execute(f"DELETE FROM {table} WHERE thread_id = ANY(%s)".encode(), [threads])
+        cursor.execute("SELECT thread_id FROM checkpoints WHERE thread_id = ANY(%s) LIMIT 1", [threads])
+        if found := cursor.fetchall():
+            raise ConflictError(
+                f"somebody has written to thread {found[0][0]!r} in {self.label} while it was replaced",
+                hint="what was committed before stays; when nothing else writes to it, run the command again",
+            )
 
     def row(self, record: Value | Checkpoint | Write) -> bytes:
         """See :class:`persistence.transfer.records.Sink`."""
