@@ -45,9 +45,9 @@ class Own(NamedTuple):
 def own(ledger: Ledger, run: Run) -> Iterator[Own]:
     """As :func:`inserted_by`, told apart from what other runs have inserted."""
     later = later_than(ledger, run)
-    earlier = [one for one in ledger.runs()[len(later) + 1 :] if one.state != "undone"]
-    after = _Ahead(inserted_by(ledger, one) for one in later)
-    before = _Ahead(inserted_by(ledger, one) for one in reversed(earlier))
+    earlier = ledger.runs()[len(later) + 1 :]
+    after = _Ahead(inserted_by(ledger, one) for one in _not_undone(later))
+    before = _Ahead(inserted_by(ledger, one) for one in reversed(_not_undone(earlier)))
     for thread, keys in inserted_by(ledger, run):
         taken = set(chain.from_iterable(after.of(thread)))
         mine = {key: mark for key, mark in keys.items() if key not in taken}
@@ -57,13 +57,18 @@ def own(ledger: Ledger, run: Run) -> Iterator[Own]:
 
 def own_items(sink: Sink, run: Run) -> Iterator[tuple[ItemKey, bytes]]:
     """The items of the store that a run has inserted and no later one, in order; with marks."""
-    theirs = _Ahead(_items(sink, later) for later in later_than(sink.ledger(), run))
+    theirs = _Ahead(_items(sink, later) for later in _not_undone(later_than(sink.ledger(), run)))
     return ((key, mark) for key, mark in _items(sink, run) if not list(theirs.of(key)))
 
 
 def later_than(ledger: Ledger, run: Run) -> list[Run]:
     """The runs into the database that began after this one."""
     return list(takewhile(lambda other: other.run_id != run.run_id, ledger.runs()))
+
+
+def _not_undone(runs: Iterable[Run]) -> list[Run]:
+    """Without those whose rows are gone: this run may have brought them since, if it was interrupted."""
+    return [run for run in runs if run.state != "undone"]
 
 
 class _Ahead:

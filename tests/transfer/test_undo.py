@@ -128,6 +128,28 @@ def test_an_interrupted_run_can_be_undone(
     assert target.rows() == before
 
 
+def test_a_run_that_went_on_after_a_later_one_was_undone(
+    filled: Path, database: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the later one had brought and lost again, the earlier one brought then."""
+    monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 20)
+
+    def stop(phase: transfer.Phase, done: int, total: int, unit_bytes: int) -> None:
+        if phase == "write" and done > 60:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        transfer.migrate(filled, target.dsn, progress=stop)
+    with make.database(database) as saver:
+        make.put(saver, "one more", {"c": [1]})
+    later = transfer.migrate(database, target.dsn, options=transfer.Options(on_conflict="merge"))
+    transfer.undo(str(later.run_id), target.dsn)
+    report = transfer.migrate(filled, target.dsn)
+    assert report.batches_skipped
+    transfer.undo(str(report.run_id), target.dsn)
+    assert not any(target.rows().values())
+
+
 def test_interrupted_and_run_again(
     filled: Path, target: Target, before: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
