@@ -122,3 +122,10 @@ def test_a_transfer_may_take_longer_than_a_database_allows_its_sessions(source: 
         time.sleep(1.2)
         assert not sink.ledger().runs()
         assert len(list(reading.threads())) == len(ODD)
+
+
+def test_a_connection_that_ends_after_all_was_read(source: str) -> None:
+    with provider_for(source).source() as opened:
+        assert opened.count() == len(ODD)
+        others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        execute(source, f"SELECT pg_terminate_backend(pid, 60000) {others}")

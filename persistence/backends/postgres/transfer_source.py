@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -151,7 +151,7 @@ class PostgresSource:
     def __enter__(self) -> Self:
         with ExitStack() as stack, self.errors():
             self._conn: Connection[Any] = stack.enter_context(
-                connect(self._provider.dsn, self._provider.settings)
+                closing(connect(self._provider.dsn, self._provider.settings))
             )
             # One snapshot for all statements, and no limit of time while the other side is busy.
             self._conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -175,6 +175,8 @@ class PostgresSource:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with suppress(psycopg.Error):  # nothing was written, and all was read that was asked for
+            self._conn.rollback()
         self._stack.close()
 
     def share(self) -> Open:
