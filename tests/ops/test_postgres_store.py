@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from psycopg.rows import dict_row
 
 import persistence
 from persistence.backends.postgres.wire import LARGE, Wire
-from persistence.errors import SchemaError
+from persistence.errors import ClosedError, SchemaError, WrongLoopError
 from persistence.settings import Settings
 
 HERE = ("user_1", "ü")
@@ -166,3 +168,63 @@ def test_reading_starts_the_time_of_an_item_anew(postgres_dsn: str) -> None:
         assert conn.execute(expires).fetchone() == (False,)
         db.store.get(HERE, "a")
         assert conn.execute(expires).fetchone() == (True,)
+
+
+_ASYNC: list[tuple[str, tuple[Any, ...]]] = [
+    ("aput", (HERE, "a", {"i": 1})),
+    ("aget", (HERE, "a")),
+    ("asearch", (HERE,)),
+    ("alist_namespaces", ()),
+    ("adelete", (HERE, "b")),
+    ("abatch", ([GetOp(HERE, "a")],)),
+    ("sweep_ttl", ()),
+    ("setup", ()),
+]
+
+
+def test_store_of_an_event_loop_that_ended_says_so(postgres_dsn: str) -> None:
+    """No raw error of the loop, no coroutine that nobody awaits (pytest reports it), and closing closes."""
+
+    async def open_() -> tuple[persistence.AsyncPersistence, Any]:
+        db = await persistence.aopen(postgres_dsn)
+        return db, db.store
+
+    async def afterwards() -> None:
+        for name, args in _ASYNC:
+            with pytest.raises(WrongLoopError, match="does not run"):
+                await getattr(store, name)(*args)
+        for name, args in _ASYNC[:-2]:
+            with pytest.raises(WrongLoopError, match="does not run"):
+                await asyncio.to_thread(getattr(store, name[1:]), *args)
+        await db.close()
+        await db.close()
+
+    db, store = asyncio.run(open_())
+    asyncio.run(afterwards())
+    gc.collect()
+    with psycopg.connect(postgres_dsn, autocommit=True) as conn:
+        others = (
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND client_port IS NOT NULL"
+        )
+        until = time.monotonic() + 60
+        while conn.execute(others).fetchall() != [(1,)]:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+async def test_store_answers_and_closes_from_another_event_loop(postgres_dsn: str) -> None:
+    async def elsewhere() -> None:
+        found = [await getattr(store, name)(*args) for name, args in _ASYNC]
+        assert found[1].value == found[2][0].value == {"i": 1}
+        assert found[3] == [HERE]
+        assert store.get(HERE, "a").value == {"i": 1}
+        await db.close()
+
+    db = await persistence.aopen(postgres_dsn)
+    store: Any = db.store
+    with pytest.raises(asyncio.InvalidStateError, match="await"):
+        store.get(HERE, "a")
+    await asyncio.to_thread(lambda: asyncio.run(elsewhere()))
+    with pytest.raises(ClosedError):
+        await store.aget(HERE, "a")

@@ -10,6 +10,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.store.base import BaseStore
 
 from persistence.backends.postgres.connection import AsyncPool, Pool, server_info, translated
+from persistence.backends.postgres.home import Home
 from persistence.backends.postgres.probe import aprobe, probe
 from persistence.backends.postgres.savers import AsyncPostgresSaver, PostgresSaver
 from persistence.backends.postgres.store import AsyncPostgresStore, PostgresStore
@@ -81,6 +82,7 @@ class AsyncPostgresBackend:
     def __init__(self, pool: AsyncPool, settings: Settings) -> None:
         self.pool = pool
         self._schema = settings.db_schema
+        self._home = Home("the pool")
         self._saver = AsyncPostgresSaver(pool, serde=make_serializer(settings))
         self._store: AsyncPostgresStore | None = None
 
@@ -111,8 +113,14 @@ class AsyncPostgresBackend:
         return _figures(self.pool)
 
     async def close(self, timeout: float) -> None:  # noqa: ASYNC109 - the contract's name
-        """As :meth:`PostgresBackend.close`."""
+        """As :meth:`PostgresBackend.close`; on another event loop, if the pool's own has ended."""
         await self._saver.aclose()
+        if not self._home.runs:
+            self.pool.abandon()
+            return
+        await self._home.here(self._close(timeout))
+
+    async def _close(self, timeout: float) -> None:  # noqa: ASYNC109 - the contract's name
         if self._store is not None:
             await self._store.stop_ttl_sweeper(timeout)
         await self.pool.close(timeout)

@@ -126,6 +126,12 @@ class AsyncPool(AsyncConnectionPool[AsyncPoolConnection]):
         """As psycopg's."""
         await super().worker(_TasksOfWorker(q))  # type: ignore[arg-type]  # all that is asked of it
 
+    def abandon(self) -> None:
+        """Close without the event loop, which has ended, and the workers with it."""
+        self._closed = True
+        while self._pool:
+            self._pool.popleft().pgconn.finish()
+
 
 class _TasksOfWorker:
     """What a worker is to do, until it is cancelled."""

@@ -1,9 +1,9 @@
-"""The event loop that an asynchronous saver belongs to, as other threads and loops reach it."""
+"""The event loop that an asynchronous saver or store belongs to, as other threads and loops reach it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from typing import Any, TypeVar
@@ -19,8 +19,15 @@ _LOOK = 0.5
 class Home:
     """Runs work on the loop that it was made on; nobody waits for a loop that has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, of: str) -> None:
+        """``of`` is what belongs to the loop, as a message names it."""
         self.loop = asyncio.get_running_loop()
+        self._of = of
+
+    @property
+    def runs(self) -> bool:
+        """Whether the loop still does anything."""
+        return self.loop.is_running()
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Have it run, and wait for it in another thread."""
@@ -29,7 +36,7 @@ class Home:
             self._check_running()
         return future.result()
 
-    def here(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+    def here(self, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
         """Have it run, from whatever loop."""
         return work if asyncio.get_running_loop() is self.loop else self._elsewhere(work)
 
@@ -52,8 +59,8 @@ class Home:
             raise
 
     def _check_running(self) -> None:
-        if not self.loop.is_running():
+        if not self.runs:
             raise WrongLoopError(
-                "AsyncPostgresSaver belongs to an event loop that does not run any more",
+                f"{self._of} belongs to an event loop that does not run any more",
                 hint="open the database on the loop that uses it: async with persistence.aopen(...)",
             )

@@ -253,7 +253,7 @@ class AsyncPostgresSaver(PostgresArguments, OfficialAsyncPostgresSaver):
         """To be made on the event loop that the pool belongs to."""
         BaseCheckpointSaver.__init__(self, serde=serde)
         self.pool = pool
-        self._home = Home()
+        self._home = Home(type(self).__name__)
         self.loop = self._home.loop
         self._where = pool.name
         self._life = Life()

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import tzinfo
-from functools import partial
-from typing import Any, cast
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import psycopg
 from langgraph.store.base import GetOp, Item, ListNamespacesOp, Op, PutOp, Result, SearchItem, SearchOp
@@ -31,6 +31,7 @@ from persistence.backends.postgres.connection import (
     PoolConnection,
     translated,
 )
+from persistence.backends.postgres.home import Home
 from persistence.backends.postgres.wire import LARGE, Params
 from persistence.errors import PersistenceError
 
@@ -41,6 +42,9 @@ WITH refreshed AS (
     WHERE prefix = %(prefix)s AND key = %(key)s AND ttl_minutes IS NOT NULL
 )
 {_GET}"""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _Rows = list[tuple[Any, ...]]
 _Take = Callable[[_Rows, tzinfo], Result]
@@ -93,14 +97,42 @@ class PostgresStore(UpstreamStore):
         return True
 
 
+_Async = Callable[Concatenate["AsyncPostgresStore", P], Coroutine[Any, Any, T]]
+_Sync = Callable[Concatenate["AsyncPostgresStore", P], T]
+
+
+def _at_home(method: _Async[P, T]) -> _Async[P, T]:
+    """Have it run on the loop that the store belongs to."""
+
+    @wraps(method)
+    async def call(self: AsyncPostgresStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._home.here(method(self, *args, **kwargs))
+
+    return call
+
+
+def _waiting(upstream: _Sync[P, T], method: _Async[P, T]) -> _Sync[P, T]:
+    """The same from another thread; LangGraph's refuses it on the loop itself."""
+
+    @wraps(upstream)
+    def call(self: AsyncPostgresStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if asyncio._get_running_loop() is self._home.loop:
+            return upstream(self, *args, **kwargs)
+        return self._home.wait(method(self, *args, **kwargs))
+
+    return call
+
+
 class AsyncPostgresStore(UpstreamAsyncStore):
     """As :class:`PostgresStore`, for the running event loop; of what goes together each fails alone."""
 
-    __slots__ = ()
+    __slots__ = ("_home",)
 
     def __init__(self, pool: AsyncPool) -> None:
         super().__init__(cast(Any, pool))
+        self._home = Home(type(self).__name__)
 
+    @_at_home
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """As LangGraph's."""
         pool, ops = cast(AsyncPool, self.conn), list(ops)
@@ -111,11 +143,25 @@ class AsyncPostgresStore(UpstreamAsyncStore):
                 await super().abatch(trip.puts)
             return trip.results
 
+    aget = _at_home(UpstreamAsyncStore.aget)
+    asearch = _at_home(UpstreamAsyncStore.asearch)
+    aput = _at_home(UpstreamAsyncStore.aput)
+    adelete = _at_home(UpstreamAsyncStore.adelete)
+    alist_namespaces = _at_home(UpstreamAsyncStore.alist_namespaces)
+    batch = _waiting(UpstreamAsyncStore.batch, abatch)
+    get = _waiting(UpstreamAsyncStore.get, UpstreamAsyncStore.aget)
+    search = _waiting(UpstreamAsyncStore.search, UpstreamAsyncStore.asearch)
+    put = _waiting(UpstreamAsyncStore.put, UpstreamAsyncStore.aput)
+    delete = _waiting(UpstreamAsyncStore.delete, UpstreamAsyncStore.adelete)
+    list_namespaces = _waiting(UpstreamAsyncStore.list_namespaces, UpstreamAsyncStore.alist_namespaces)
+
+    @_at_home
     async def setup(self) -> None:
         """As :meth:`PostgresStore.setup`."""
         with translated(cast(AsyncPool, self.conn).name):
             await super().setup()
 
+    @_at_home
     async def sweep_ttl(self) -> int:
         """As :meth:`PostgresStore.sweep_ttl`."""
         with translated(cast(AsyncPool, self.conn).name):
