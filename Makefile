@@ -57,7 +57,7 @@ fuzz: $(STAMP)  ## six savers against the reference model, long: make fuzz FUZZ_
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),3000) $(BIN)/python -m pytest tests/contract/test_differential.py -q -s --timeout 0
 
 kills: $(STAMP)  ## transfers killed at every commit boundary and at random instants, hundreds of times
-	KILLS=full FOLLOW_KILLS=50 $(BIN)/python -m pytest tests/transfer/kills tests/transfer/test_follow.py -q -s --timeout 0
+	KILLS=full FOLLOW_KILLS=50 $(BIN)/python -m pytest tests/transfer/kills tests/transfer/test_follow*.py -q -s --timeout 0
 
 matrix: $(STAMP)  ## the contract suite on every Postgres that can be had
 	$(BIN)/python tools/matrix.py

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from persistence.backends.sqlite import seal
-from persistence.backends.sqlite.transfer_store import held_items, layout_of
+from persistence.backends.sqlite.transfer_store import SqliteStoreSource, held_items, layout_of
 from persistence.errors import SourceError
 from persistence.transfer.items import BadItem, Item, Key, Row
 from persistence.transfer.live_store import ItemStamp
@@ -28,22 +28,14 @@ FROM store_vectors
 _THIS = "WHERE prefix = ? AND key = ?"
 
 
-class SqliteLiveStore:
+class SqliteLiveStore(SqliteStoreSource):
     """The store within one state of a file; see :class:`persistence.transfer.live_store.WatchedStore`."""
 
     def __init__(
         self, conn: sqlite3.Connection, label: str, reading: Callable[[], AbstractContextManager[None]]
     ) -> None:
-        self._conn = conn
+        super().__init__(conn, reading)
         self._label = label
-        self._reading = reading
-
-    def count(self) -> int:
-        """See :class:`persistence.transfer.live_store.LiveStore`."""
-        with self._reading():
-            if not layout_of(self._conn).items:
-                return 0
-            return int(self._conn.execute("SELECT count(*) FROM store").fetchone()[0])
 
     def stamps(self) -> Iterator[ItemStamp]:
         """See :class:`persistence.transfer.live_store.LiveStore`."""
