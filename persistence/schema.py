@@ -287,6 +287,12 @@ def sql(provider: Provider, from_revision: str = "base", to_revision: str = "hea
     return "\n".join(parts) + "\n"
 
 
+def transactional_sql(provider: Provider) -> str:
+    """As :func:`sql` for an empty database, to be run within a transaction."""
+    lines = (line for line in sql(provider).splitlines() if line not in ("BEGIN;", "COMMIT;"))
+    return "\n".join(lines).replace("CREATE INDEX CONCURRENTLY", "CREATE INDEX")
+
+
 @cache
 def migrations_folder() -> Path:
     """Inside the package where it was installed from a wheel, beside it in a checkout."""

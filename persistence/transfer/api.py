@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from persistence import schema
 from persistence.dsn import Dsn
 from persistence.errors import ArchiveError, ConfigurationError, TransferError
 from persistence.registry import provider_for
+from persistence.transfer.ahead import ahead_of
 from persistence.transfer.archive import ArchiveSource
 from persistence.transfer.archive_check import ArchiveCheck, check_archive
 from persistence.transfer.archive_format import MANIFEST
@@ -21,11 +23,14 @@ from persistence.transfer.comparison import Check, Comparison
 from persistence.transfer.conflicts import refuse_itself
 from persistence.transfer.difference import Verdict
 from persistence.transfer.engine import (
+    NOTHING,
     Clock,
     Copied,
     Scan,
     copy,
     finish,
+    limits,
+    new_run,
     refuse_followed,
     refuse_strangers,
     require_tables,
@@ -323,34 +328,38 @@ def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, 
         StoreMove(source, options, clock) as store,
         Crew(workers) as crew,
         recorded(source, crew.lend) as recording,
+        ExitStack() as stack,
     ):
         refuse_itself(source, sink)
         rejects: Iterable[SetAside] = ()
         if options.on_reject == "set-aside":
             unfit = Rejects.of(source, sink.preflight(), clock)
             source, rejects = unfit.accepted(), unfit.rows()
-        found = scan(source, spool, clock, sink.preflight(), crew=crew, recording=recording)
+        ahead = stack.enter_context(ahead_of(source, sink, options, limits(), patient=crew.count == 1))
+        found = scan(source, spool, clock, sink.preflight(), crew=crew, recording=recording, ahead=ahead)
         conflict = store.join(found, sink.store().preflight(), sink=sink)
         if options.on_conflict == "error":
             refuse_strangers(source, sink, spool)
             store.refuse(conflict, sink, found.fingerprint)
+        early = ahead.commit(new_run(source.label, sink, found)) if ahead is not None else NOTHING
         require_tables(source, sink, provider)
         schema.setup(provider)
-        with sink.exclusive():
-            refuse_followed(sink, found, spool)
-            copied = copy(source, sink, found, spool, clock, options, rejects, crew, recording)
-            if not copied.already_done:
-                copied.written += store.copy(sink, copied.run_id)
-                if verify:
-                    with provider.source(allow_pickle=options.allow_pickle) as target:
-                        apart = frozenset([*copied.having("skip"), *copied.having("merge")])
-                        expected = found.totals.checkpoints
-                        verdict = verify_copy(source, target, spool, clock, expected, apart, crew)
-                        store.verify(target, verdict, subset=True)
-                    verify_merged(source, sink, copied.having("merge"), verdict)
-                    verdict.require()
-                    copied.verified = True
-                finish(sink, copied, found.totals)
+        if ahead is None:
+            stack.enter_context(sink.exclusive())
+        refuse_followed(sink, found, spool)
+        copied = copy(source, sink, found, spool, clock, options, rejects, crew, recording, early)
+        if not copied.already_done:
+            copied.written += store.copy(sink, copied.run_id)
+            if verify:
+                with provider.source(allow_pickle=options.allow_pickle) as target:
+                    apart = frozenset([*copied.having("skip"), *copied.having("merge")])
+                    expected = found.totals.checkpoints
+                    verdict = verify_copy(source, target, spool, clock, expected, apart, crew)
+                    store.verify(target, verdict, subset=True)
+                verify_merged(source, sink, copied.having("merge"), verdict)
+                verdict.require()
+                copied.verified = True
+            finish(sink, copied, found.totals)
         report = _report(source.label, sink.label, found, clock, copied, verified=copied.verified)
         left, aside = left_out(whole, options), [f"{one.place}: {one.reason}" for one in copied.rejects]
         return replace(

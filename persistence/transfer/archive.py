@@ -55,6 +55,11 @@ class ArchiveSource:
         return None
 
     @property
+    def size(self) -> int:
+        """See :class:`persistence.transfer.records.Source`; its content, not compressed."""
+        return self.manifest.totals.bytes
+
+    @property
     def converted(self) -> int:
         """See :class:`persistence.transfer.records.Source`; an archive holds no JSON."""
         return 0

@@ -11,10 +11,11 @@ import hashlib
 import math
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate, groupby
 from typing import Any
@@ -89,30 +90,54 @@ class Segment:
     """Its threads."""
 
 
+class Segments:
+    """Cuts threads, which come in order, into segments."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._entries: list[Entry] = []
+        self._count = self._references = self._size = self._repeated = 0
+        self.number = 0
+        """That of the first batch of the segment that is being filled."""
+
+    def add(self, entry: Entry) -> Segment | None:
+        """The next thread; gives the segment that is complete with it."""
+        limits = self._limits
+        self._entries.append(entry)
+        self._count += entry.records
+        self._references += entry.references
+        self._size += entry.bytes
+        self._repeated += entry.bytes_referenced
+        full = max(self._count // limits.records, self._size // limits.bytes)
+        return self.rest() if limits.segment_batches is not None and full >= limits.segment_batches else None
+
+    def rest(self) -> Segment | None:
+        """The threads that no segment has yet."""
+        if not self._entries:
+            return None
+        limits, segment = self._limits, Segment(self.number, self._entries)
+        # Each batch but the last has the records or the bytes of a full one.
+        self.number += (self._count + self._references) // limits.records
+        self.number += (self._size + self._repeated) // limits.bytes + 1
+        self._entries = []
+        self._count = self._references = self._size = self._repeated = 0
+        return segment
+
+
 def segments(spool: Spool, limits: Limits) -> Iterator[Segment]:
     """Cut the threads of a scan into segments."""
-    entries: list[Entry] = []
-    number = count = references = size = repeated = 0
+    cut = Segments(limits)
     for entry in spool.entries():
-        entries.append(entry)
-        count += entry.records
-        references += entry.references
-        size += entry.bytes
-        repeated += entry.bytes_referenced
-        full = max(count // limits.records, size // limits.bytes)
-        if limits.segment_batches is not None and full >= limits.segment_batches:
-            yield Segment(number, entries)
-            # Each batch but the last has the records or the bytes of a full one.
-            number += (count + references) // limits.records + (size + repeated) // limits.bytes + 1
-            entries, count, references, size, repeated = [], 0, 0, 0, 0
-    if entries:
-        yield Segment(number, entries)
+        if (segment := cut.add(entry)) is not None:
+            yield segment
+    if (last := cut.rest()) is not None:
+        yield last
 
 
 def of_segments(
     records: Iterable[Record], cut: Iterable[Segment]
 ) -> Iterator[tuple[Segment, Iterator[Record]]]:
-    """One stream of records in order, segment by segment; read each to its end before the next."""
+    """One stream of records in order, segment by segment."""
     stream = iter(records)
     ahead = next(stream, None)
 
@@ -123,7 +148,9 @@ def of_segments(
             ahead = next(stream, None)
 
     for segment in cut:
-        yield segment, take(segment.entries[-1].thread.thread_id)
+        mine = take(segment.entries[-1].thread.thread_id)
+        yield segment, mine
+        deque(mine, maxlen=0)  # what nobody wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,21 +273,17 @@ class Writer:
 
     def batches(self, parts: Iterable[tuple[str, Part]], segment: Segment) -> Iterator[Batch]:
         """Cut what is written of a segment."""
-        limits = self._task.limits
-        batch, number = _Cut(), segment.first_batch
+        cutter = Cutter(self._task.run_id, self._task.limits, segment.first_batch)
         for thread, part in parts:
-            ends = list(accumulate(part.weights, initial=0))
-            start = 0
-            while start < len(part.kinds):
-                full = bisect_left(ends, ends[start] + limits.bytes - batch.weight, start + 1)
-                stop = min(full, start + limits.records - len(batch.kinds), len(part.kinds))
-                batch.take(thread, part, start, stop, ends[stop] - ends[start])
-                start = stop
-                if len(batch.kinds) >= limits.records or batch.weight >= limits.bytes:
-                    yield self._batch(number, batch)
-                    batch, number = _Cut(), number + 1
-        if batch.kinds:
-            yield self._batch(number, batch)
+            yield from map(self._replacing, cutter.take(thread, part))
+        if (last := cutter.rest()) is not None:
+            yield self._replacing(last)
+
+    def _replacing(self, batch: Batch) -> Batch:
+        """A thread is replaced with the first of its batches, and what the next ones add stays."""
+        begun = self._replaces.intersection(batch.threads)
+        self._replaces -= begun
+        return replace(batch, replaces=sorted(begun)) if begun else batch
 
     def add(self, batch: Batch) -> None:
         """Write a batch once the one before it is committed, unless an interrupted run has committed it.
@@ -292,22 +315,54 @@ class Writer:
                 self._meanwhile()
             pending.result()
 
-    def _batch(self, number: int, batch: _Cut) -> Batch:
+
+class Cutter:
+    """Cuts what is written of one segment into batches.
+
+    Args:
+        run_id: The run that they belong to.
+        limits: Where they end.
+        number: That of the first one.
+    """
+
+    def __init__(self, run_id: str, limits: Limits, number: int) -> None:
+        self._run_id = run_id
+        self._limits = limits
+        self._number = number
+        self._cut = _Cut()
+
+    def take(self, thread: str, part: Part) -> Iterator[Batch]:
+        """Some records of a thread; gives the batches that are full with them."""
+        limits = self._limits
+        ends = list(accumulate(part.weights, initial=0))
+        start = 0
+        while start < len(part.kinds):
+            full = bisect_left(ends, ends[start] + limits.bytes - self._cut.weight, start + 1)
+            stop = min(full, start + limits.records - len(self._cut.kinds), len(part.kinds))
+            self._cut.take(thread, part, start, stop, ends[stop] - ends[start])
+            start = stop
+            if len(self._cut.kinds) >= limits.records or self._cut.weight >= limits.bytes:
+                yield self._batch()
+
+    def rest(self) -> Batch | None:
+        """What no batch has yet."""
+        return self._batch() if self._cut.kinds else None
+
+    def _batch(self) -> Batch:
+        cut, number = self._cut, self._number
+        self._cut, self._number = _Cut(), number + 1
         entry = LedgerEntry(
-            run_id=self._task.run_id,
+            run_id=self._run_id,
             number=number,
-            thread_id=batch.keys[0][0],
-            digest=batch.digest.hexdigest(),
-            checkpoints=batch.kinds.count("c"),
-            writes=batch.kinds.count("w"),
-            values=batch.kinds.count("v"),
-            bytes=batch.size,
+            thread_id=cut.keys[0][0],
+            digest=cut.digest.hexdigest(),
+            checkpoints=cut.kinds.count("c"),
+            writes=cut.kinds.count("w"),
+            values=cut.kinds.count("v"),
+            bytes=cut.size,
         )
-        # A thread is replaced with the first of its batches, and what the next ones add stays.
-        begun = self._replaces.intersection(thread for thread, _ in batch.keys)
-        self._replaces -= begun
-        keys = pack([(thread, some) for thread, some in batch.keys if some])
-        return Batch(number, batch.rows, entry, keys, sorted(begun))
+        keys = pack([(thread, some) for thread, some in cut.keys if some])
+        return Batch(number, cut.rows, entry, keys, [thread for thread, _ in cut.keys])
 
 
 class _Cut:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from persistence import metrics, schema
 from persistence.errors import ConflictError, SchemaError, TransferError
+from persistence.transfer.ahead import Ahead, Early, offered
 from persistence.transfer.collecting import rarely_collected
 from persistence.transfer.conflicts import decide, merged
 from persistence.transfer.copying import Limits, Moving, Task, Writer, of_segments, segments
@@ -54,6 +55,7 @@ BATCH_RECORDS = 5_000
 BATCH_BYTES = 8_000_000
 SEGMENT_BATCHES = 1
 """Full batches of a segment: as few as can be, so that workers end at about the same time."""
+NOTHING = Early()
 _THREADS_AT_ONCE = 5_000
 _SHOWN = 20
 
@@ -137,13 +139,14 @@ def scan(
     copyist: Copyist | None = None,
     crew: Crew = ALONE,
     recording: Recording | None = None,
+    ahead: Ahead | None = None,
 ) -> Scan:
     """Read everything once: each thread's digest goes into ``spool``.
 
     Raises:
         RefusedError: There are rows that the target cannot hold.
     """
-    found = look(source, spool, clock, preflight, copyist, crew, recording)
+    found = look(source, spool, clock, preflight, copyist, crew, recording, ahead)
     if found.problems:
         raise RefusedError(source.label, found.problems)
     return found
@@ -157,19 +160,23 @@ def look(
     copyist: Copyist | None = None,
     crew: Crew = ALONE,
     recording: Recording | None = None,
+    ahead: Ahead | None = None,
 ) -> Scan:
     """As :func:`scan`, but what the target cannot hold is in the result."""
     with clock.phase("read"):
         meter = Meter(clock, "read", source.count())
         fingerprint, survey = Fingerprint(), Survey()
         if copyist is None and crew.count > 1 and (opens := divided(source)) is not None:
-            entries = read_by(crew, source, opens, preflight, survey, meter.add, recording)
+            seen = read_by(crew, source, opens, preflight, survey, meter.add, recording)
+            entries = offered(seen, recording, ahead)
         else:
-            copyist = copyist or recorder(recording, preflight)
+            copyist = copyist or recorder(recording, preflight, ahead)
             entries = read(source, None, meter, preflight, survey, copyist)
         for entry in entries:
             spool.add(entry)
             fingerprint.see(entry.thread)
+            if ahead is not None:
+                ahead.ended(entry)
         meter.tell()
     meter.totals.threads = spool.count
     return Scan(
@@ -212,6 +219,7 @@ def copy(
     rejects: Iterable[SetAside] = (),
     crew: Crew = ALONE,
     recording: Recording | None = None,
+    early: Early = NOTHING,
 ) -> Copied:
     """Write everything, or what an interrupted run left to do.
 
@@ -228,12 +236,14 @@ def copy(
         copied.verified = bool((run.totals or {}).get("verified"))
         return copied
     committed = ledger.committed(run.run_id)
-    copied.skipped = len(committed)
+    copied.skipped, copied.written = len(committed) - early.batches, early.batches
     if run.state == "copied":
         return copied
     with clock.phase("write"):
         meter = Meter(clock, "write", found.totals.checkpoints)
-        copied.written = _write(source, sink, run, copied, committed, spool, meter, options, crew, recording)
+        meter.add(early.totals)
+        task = Task(run.run_id, Limits.of(run), copied.actions, committed, options.max_mbps)
+        copied.written += _write(source, sink, task, copied, spool, meter, crew, recording, early.segments)
         if copied.having("skip"):
             copied.totals = meter.totals
             copied.totals.threads = found.totals.threads - len(copied.having("skip"))
@@ -244,18 +254,16 @@ def copy(
 def _write(
     source: Source,
     sink: Sink,
-    run: Run,
+    task: Task,
     copied: Copied,
-    committed: Mapping[int, str],
     spool: Spool,
     meter: Meter,
-    options: Options,
     crew: Crew,
     recording: Recording | None,
+    apart: Collection[int],
 ) -> int:
-    """Write what is not committed, by workers or alone; gives the number of batches."""
-    task = Task(run.run_id, Limits.of(run), copied.actions, committed, options.max_mbps)
-    cut = segments(spool, task.limits)
+    """Write what is not committed, but for segments ``apart``; gives the number of batches."""
+    cut = (segment for segment in segments(spool, task.limits) if segment.first_batch not in apart)
     opens, opens_sink = (shared(source), shared_sink(sink)) if crew.count > 1 else (None, None)
     if opens is not None and opens_sink is not None and (crew.asked or source.divisible):
         task = replace(task, max_mbps=task.max_mbps and task.max_mbps / crew.count)
@@ -268,10 +276,12 @@ def _write(
     if recording is not None:
         here = Moving(itself(source), itself(sink), task, recording)
         return sum(done.result for done in ALONE.each(here, None, cut, meter.add))
+    if next(cut, None) is None:
+        return 0
     placed = sink.placed(counted(copied.moved(source).records(), meter))
     with closing(placed) as records, Writer(sink, task) as writer:
-        for segment, some in of_segments(records, cut):
-            for batch in writer.batches(writer.parts(some), segment):
+        for segment, some in of_segments(records, segments(spool, task.limits)):
+            for batch in [] if segment.first_batch in apart else writer.batches(writer.parts(some), segment):
                 writer.add(batch)
                 meter.tell()
     return writer.written
@@ -438,15 +448,19 @@ def _run_for(
     return run
 
 
+def limits() -> Limits:
+    """Those of new runs."""
+    return Limits(BATCH_RECORDS, BATCH_BYTES, SEGMENT_BATCHES)
+
+
 def new_run(source: str, sink: Sink, found: Scan, **options: str) -> Run:
     """A run that nobody has begun, with the limits of today."""
-    limits = Limits(BATCH_RECORDS, BATCH_BYTES, SEGMENT_BATCHES).as_options()
     return Run(
         run_id=str(uuid.uuid4()),
         source_fingerprint=found.fingerprint,
         target_identity=sink.identity,
         state="running",
-        options={"source": source, **options, **limits},
+        options={"source": source, **options, **limits().as_options()},
         totals=None,
     )
 

@@ -117,15 +117,34 @@ class Finishing(Preflight, Protocol):
         """What a sink makes of a record of a thread that is as it came."""
 
 
-class Recorder:
-    """Records threads while they are read; see :class:`persistence.transfer.reading.Copyist`."""
+class Ahead(Protocol):
+    """Writes parts at once; see :class:`persistence.transfer.ahead.Ahead`."""
 
-    def __init__(self, recording: Recording, preflight: Finishing) -> None:
-        self._recording = recording
+    def take(self, thread: str, part: Part) -> bool:
+        """The next part of a thread; gives whether it is taken."""
+
+    def spoil(self) -> None:
+        """The thread is not written as it was given."""
+
+
+class Recorder:
+    """Records threads while they are read; see :class:`persistence.transfer.reading.Copyist`.
+
+    Args:
+        preflight: What makes the rows.
+        recording: Where they are kept.
+        ahead: What writes them at once, as long as it can.
+    """
+
+    def __init__(self, preflight: Finishing, recording: Recording | None, ahead: Ahead | None = None) -> None:
         self._preflight = preflight
+        self._recording = recording
+        self._ahead = ahead
         self._full = False
+        self._thread = ""
         self._part, self._bytes, self._given_up = Part(), 0, False
         self._places: list[Place] = []
+        self._is_written = False
 
     def add(self, record: Record, text: bytes | None) -> None:
         """The next record."""
@@ -141,32 +160,42 @@ class Recorder:
         except (ValueError, struct.error):  # no target could hold it, as the preflight says
             self._given_up = True
             return
+        self._thread = record.thread_id
         self._bytes += size
         if self._bytes >= PART_BYTES:
             self._keep()
 
     def end_thread(self, digest: ThreadDigest) -> list[Place] | None:
         """The thread is complete; gives where it is kept."""
-        if self._part.kinds and not self._given_up and self._preflight.as_it_came:
+        is_good = not self._given_up and self._preflight.as_it_came
+        if is_good and self._part.kinds:
             self._keep()
-        kept = None if self._given_up or not self._preflight.as_it_came else self._places
+        if self._ahead is not None and not is_good:
+            self._ahead.spoil()
+        kept = None if not is_good or self._given_up or self._is_written else self._places
         self._part, self._bytes, self._given_up, self._places = Part(), 0, self._full, []
+        self._is_written = False
         return kept
 
     def _keep(self) -> None:
-        place = self._recording.append(self._part)
-        self._part, self._bytes = Part(), 0
-        if place is None:
-            self._full = self._given_up = True
-        else:
+        part, self._part, self._bytes = self._part, Part(), 0
+        if self._ahead is not None and self._ahead.take(self._thread, part):
+            self._is_written = True
+        elif self._is_written:  # what came before was not kept here
+            self._given_up = True
+        elif self._recording is not None and (place := self._recording.append(part)) is not None:
             self._places.append(place)
+        else:
+            self._full = self._given_up = True
 
 
-def recorder(recording: Recording | None, preflight: Preflight) -> Recorder | None:
+def recorder(
+    recording: Recording | None, preflight: Preflight, ahead: Ahead | None = None
+) -> Recorder | None:
     """What records threads that this preflight sees, if it can."""
-    if recording is None or not isinstance(preflight, Finishing) or not preflight.finishes:
+    if not isinstance(preflight, Finishing) or not preflight.finishes:
         return None
-    return Recorder(recording, preflight)
+    return Recorder(preflight, recording, ahead) if recording is not None or ahead is not None else None
 
 
 @contextmanager

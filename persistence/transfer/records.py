@@ -113,6 +113,8 @@ class Batch:
     entry: LedgerEntry
     keys: bytes
     """What it inserts, for the ledger; see :mod:`persistence.transfer.keys`."""
+    threads: Sequence[str]
+    """Those that it has records of."""
     replaces: Sequence[str] = ()
     """Threads to delete first."""
 
@@ -143,6 +145,10 @@ class Source(Protocol):
     @property
     def database(self) -> str | None:
         """The database whose setup would wait for this snapshot, as the identity of a sink in it begins."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of its storage, about; ``None`` where that is not quickly known."""
 
     @property
     def converted(self) -> int:

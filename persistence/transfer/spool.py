@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from persistence.transfer.digest import ThreadDigest
+from persistence.transfer.report import Totals
 
 _IN_MEMORY = 4_000_000
 
@@ -27,6 +28,13 @@ class Entry(NamedTuple):
     """Content with the copies that checkpoints in SQLite have."""
     places: list[tuple[int, int]] | None = None
     """Where it was recorded, if it was; see :mod:`persistence.transfer.recording`."""
+
+    @property
+    def totals(self) -> Totals:
+        """How much it is."""
+        _, _, checkpoints, writes = self.thread
+        values = self.records - checkpoints - writes
+        return Totals(1, checkpoints, writes, values, self.references, self.bytes, self.bytes_referenced)
 
 
 _Encoded = tuple[tuple[str, bytes, int, int], int, int, int, int, list[tuple[int, int]] | None]

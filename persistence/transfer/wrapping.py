@@ -36,6 +36,11 @@ class Wrapped:
         return self._source.database
 
     @property
+    def size(self) -> int | None:
+        """The source's, at most."""
+        return self._source.size
+
+    @property
     def identity(self) -> str:
         """The source's."""
         return self._source.identity

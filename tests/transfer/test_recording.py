@@ -35,6 +35,8 @@ import sys, time
 from pathlib import Path
 import persistence
 from persistence import schema, transfer
+from persistence.transfer import ahead
+ahead.LIMIT = -1
 source, target, where, workers = sys.argv[1:]
 def wait(phase, done, total, size):
     if phase == where and done > 10:
@@ -61,7 +63,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many batches, segments and parts."""
+    """Many batches, segments and parts, all of them written after the reading."""
+    monkeypatch.setattr("persistence.transfer.ahead.LIMIT", -1)
     monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
     monkeypatch.setattr(recording, "PART_BYTES", 1_000)
 

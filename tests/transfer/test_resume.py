@@ -40,6 +40,7 @@ def interrupted(source: Path, dsn: str, sink: type[Any] = PostgresSink) -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
+        patch.setattr("persistence.transfer.ahead.LIMIT", -1)
         patch.setattr(sink, "write", ended)
         transfer.migrate(source, dsn)
 
@@ -125,6 +126,7 @@ def test_a_row_written_meanwhile_is_a_conflict(
 ) -> None:
     """The application is already running on the target: its row is not overwritten."""
     monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
+    monkeypatch.setattr("persistence.transfer.ahead.LIMIT", -1)
     written = False
 
     def write_to_target(phase: transfer.Phase, done: int, total: int, unit_bytes: int) -> None:

@@ -11,8 +11,9 @@ from langgraph.checkpoint.base import Checkpoint, empty_checkpoint
 from langgraph.checkpoint.postgres import PostgresSaver
 
 import persistence
-from persistence import transfer
+from persistence import schema, transfer
 from persistence.errors import VerificationError
+from persistence.registry import provider_for
 from tests.transfer import graphs, make
 
 THREAD = "chat 0 é"
@@ -118,26 +119,22 @@ def test_extra_threads(filled: Path, postgres_dsn: str) -> None:
     assert transfer.verify(filled, postgres_dsn, subset=True).equal
 
 
+@pytest.mark.parametrize("limit", [-1, 1_000_000_000])
 def test_a_migration_that_differs_says_so(
-    filled: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
+    filled: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     """What the target does to the rows is found: nothing is believed because it was sent."""
-    from persistence import schema
-
-    def setup_and_sabotage(provider: object) -> None:
-        original(provider)  # type: ignore[arg-type]
-        with psycopg.connect(postgres_dsn) as conn:
-            conn.execute(
-                "CREATE OR REPLACE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS"
-                " $$ BEGIN NEW.idx = NEW.idx + 1000; RETURN NEW; END $$"
-            )
-            conn.execute(
-                "CREATE OR REPLACE TRIGGER spoil BEFORE INSERT ON checkpoint_writes"
-                " FOR EACH ROW WHEN (NEW.channel = 'colour') EXECUTE FUNCTION spoil()"
-            )
-
-    original = schema.setup
-    monkeypatch.setattr(schema, "setup", setup_and_sabotage)
+    monkeypatch.setattr("persistence.transfer.ahead.LIMIT", limit)
+    schema.setup(provider_for(postgres_dsn))
+    with psycopg.connect(postgres_dsn) as conn:
+        conn.execute(
+            "CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN NEW.idx = NEW.idx + 1000; RETURN NEW; END $$"
+        )
+        conn.execute(
+            "CREATE TRIGGER spoil BEFORE INSERT ON checkpoint_writes"
+            " FOR EACH ROW WHEN (NEW.channel = 'colour') EXECUTE FUNCTION spoil()"
+        )
     with pytest.raises(VerificationError, match="write"):
         transfer.migrate(filled, postgres_dsn)
     with psycopg.connect(postgres_dsn) as conn:

@@ -27,8 +27,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from persistence import schema, transfer
-from persistence.transfer import Options, engine, workers
-engine.BATCH_RECORDS, engine.SEGMENT_BATCHES = 9, 1
+from persistence.transfer import Options, ahead, engine, workers
+engine.BATCH_RECORDS, engine.SEGMENT_BATCHES, ahead.LIMIT = 9, 1, -1
 started = workers.subprocess.Popen
 def traced(*args, **kwargs):
     process = started(*args, **kwargs)
@@ -64,6 +64,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
     monkeypatch.setattr("persistence.transfer.engine.SEGMENT_BATCHES", 1)
+    monkeypatch.setattr("persistence.transfer.ahead.LIMIT", -1)
 
 
 def run(source: Path, target: str, count: int) -> subprocess.Popen[str]:

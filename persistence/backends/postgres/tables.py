@@ -134,7 +134,7 @@ WHERE c.relkind = 'p' AND c.relname = ANY (%(names)s)
 
 # Two schemas do not wait for each other; no schema and the schema that this resolves to do.
 # The holder is idle in a transaction for as long as setup takes: the server must not end it for that.
-_TRY_LOCK = """
+TRY_LOCK = """
 SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(
            'langgraph-persistence setup ' || coalesce(%(schema)s::text, current_schema()::text, ''), 0)
        ) AS got,
@@ -144,10 +144,10 @@ SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended(
 
 
 # A server built without lz4 does not name it. What is stored already stays as it is.
-_HAS_LZ4 = """
+HAS_LZ4 = """
 SELECT 1 FROM pg_catalog.pg_settings WHERE name = 'default_toast_compression' AND 'lz4' = ANY (enumvals)
 """
-_SET_COMPRESSION = (
+SET_COMPRESSION = (
     "ALTER TABLE checkpoint_blobs ALTER COLUMN blob SET COMPRESSION {0}",
     "ALTER TABLE checkpoint_writes ALTER COLUMN blob SET COMPRESSION {0}",
 )
@@ -233,7 +233,7 @@ class PostgresTables:
             PostgresSaver(connection).setup()
             PostgresStore(connection).setup()
             if pending:
-                if "checkpoint_migrations" in pending and self._rows(_HAS_LZ4):
+                if "checkpoint_migrations" in pending and self._rows(HAS_LZ4):
                     self.set_compression("lz4")
                 # A setup that was killed leaves an index half built, and IF NOT EXISTS takes it for made.
                 self._rebuild_invalid_indexes()
@@ -250,7 +250,7 @@ class PostgresTables:
 
     def set_compression(self, method: str) -> None:
         """How large values are compressed from now on; lz4 takes a fraction of the time of ``pglz``."""
-        for statement in _SET_COMPRESSION:
+        for statement in SET_COMPRESSION:
             self._connection().execute(statement.format(method).encode())
 
     def repair_langgraph_tables(self) -> None:
@@ -307,7 +307,7 @@ class PostgresTables:
     def _wait_for_lock(self, connection: Connection[DictRow]) -> None:
         deadline = time.monotonic() + self.lock_timeout
         while True:
-            row = connection.execute(_TRY_LOCK, {"schema": self.schema}).fetchone()
+            row = connection.execute(TRY_LOCK, {"schema": self.schema}).fetchone()
             if row and row["got"]:
                 return
             connection.rollback()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import groupby
@@ -27,6 +27,7 @@ from persistence.backends.postgres.connection import (
     translate,
 )
 from persistence.backends.postgres.copying import HEADER, TRAILER
+from persistence.backends.postgres.transfer_ahead import prepare
 from persistence.backends.postgres.transfer_preflight import PostgresPreflight
 from persistence.backends.postgres.transfer_rows import Rows
 from persistence.backends.postgres.transfer_source import PostgresSource
@@ -161,6 +162,13 @@ class PostgresSink:
             yield
             # Those that wait for a commit, too.
             self._conn.execute("SET CONSTRAINTS ALL IMMEDIATE")
+
+    @contextmanager
+    def ahead(self, told: Callable[[], None]) -> Iterator[PostgresSink | None]:
+        """See :class:`persistence.transfer.ahead.AheadSink`."""
+        with PostgresSink(self._provider, self._versions) as other, other.transaction() as cursor:
+            lift_time_limits(cursor)
+            yield other if prepare(self._provider, cursor, told) else None
 
     def existing(self, threads: Sequence[str]) -> set[str]:
         """See :class:`persistence.transfer.records.Sink`."""

@@ -134,6 +134,7 @@ class PostgresSource:
     """One consistent snapshot of a Postgres checkpoint database. A context manager."""
 
     divisible = True
+    size = None
     _has_others: bool | None = None
     """Whether there are rows that the database cannot hash as they are, once that was looked for."""
     _has_path: bool | None = None

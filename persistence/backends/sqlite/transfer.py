@@ -129,6 +129,11 @@ class SqliteSource:
         return self._formats.encrypts
 
     @property
+    def size(self) -> int:
+        """See :class:`persistence.transfer.records.Source`."""
+        return Path(self._path or "").stat().st_size
+
+    @property
     def converted(self) -> int:
         """See :class:`persistence.transfer.records.Source`."""
         return self._formats.converted

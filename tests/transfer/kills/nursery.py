@@ -14,7 +14,7 @@ import traceback
 from typing import Any
 
 from persistence.registry import provider_for
-from persistence.transfer import archive_format, engine, removal
+from persistence.transfer import ahead, archive_format, engine, removal
 from tests.transfer.kills.scenarios import SCENARIOS, Place
 from tests.transfer.kills.traps import Trap
 
@@ -25,6 +25,7 @@ PART_BYTES = 20_000
 def main() -> None:
     """Answer until standard input ends."""
     engine.BATCH_RECORDS = BATCH_RECORDS
+    ahead.LIMIT = -1  # many commits, but for the scenarios that are about one
     archive_format.PART_BYTES = PART_BYTES
     removal._THREADS_AT_ONCE = 1
     for line in sys.stdin:

@@ -19,6 +19,7 @@ from psycopg import sql
 
 from persistence import transfer
 from persistence.errors import ConflictError
+from persistence.transfer import ahead
 from tests.transfer.stores import BOTH
 
 Rows = dict[str, list[str]]
@@ -68,6 +69,8 @@ class Scenario:
     run: Callable[[Place], object]
     rows: Callable[[Place], Rows]
     prepare: Callable[[Place], object] = lambda place: None
+    repeats: bool = True
+    """Whether each run commits at the same places: not where the quicker one takes more of the work."""
 
 
 def postgres_rows(place: Place) -> Rows:
@@ -106,6 +109,12 @@ def _rows(place: Place, table: str, names: list[str], rows: list[tuple[object, .
     ]
     texts = (repr([row[number] for number in kept]) for row in rows)
     return sorted(text.replace(str(place.folder), "FOLDER").replace(place.schema, "SCHEMA") for text in texts)
+
+
+def _ahead(place: Place, workers: int) -> None:
+    """Nearly all in one commit, and what several workers do not keep up with after it."""
+    ahead.LIMIT = 1_000_000_000
+    transfer.migrate(place.source, place.postgres, options=transfer.Options(workers=workers))
 
 
 def _through_an_archive(place: Place) -> None:
@@ -167,6 +176,8 @@ SCENARIOS = {
             lambda p: transfer.migrate(p.source, p.postgres, options=transfer.Options(workers=2)),
             postgres_rows,
         ),
+        Scenario("ahead", lambda p: _ahead(p, 1), postgres_rows),
+        Scenario("ahead-workers", lambda p: _ahead(p, 2), postgres_rows, repeats=False),
         Scenario("postgres-sqlite", lambda p: transfer.migrate(p.source_postgres, p.sqlite), sqlite_rows),
         Scenario("sqlite-sqlite", lambda p: transfer.migrate(p.source, p.sqlite), sqlite_rows),
         Scenario(
