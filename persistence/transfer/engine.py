@@ -1,6 +1,6 @@
 """Moves the content of a source into a sink: look at everything, write in batches, compare.
 
-Nothing is written before the whole source was read once: the first reading finds what the target cannot
+Nothing is committed before the whole source was read once: the first reading finds what the target cannot
 hold and gives the fingerprint that the ledger is bound to. What it kept, and what is read again, is cut
 into the same batches every time, so a run that was killed goes on at the first batch that the
 ledger does not have.

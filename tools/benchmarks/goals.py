@@ -82,8 +82,8 @@ def _transfers(outcomes: list[Outcome]) -> list[Verdict]:
         *_at_least(outcomes, near, OFFICIAL, whole, 15.0),
         *_at_least(outcomes, far, OFFICIAL, whole, 75.0),
         *_at_least(outcomes, near, PGLOADER, whole, 4.0),
-        *_at_most_times(outcomes, near, BARE, ["whole s", "write s"], 1.3),
-        *_at_most_times(outcomes, near, BARE, ["whole s", "write s"], 1.0, ours=TWO),
+        *_at_most_times(outcomes, near, BARE, whole, 1.3),
+        *_at_most_times(outcomes, near, BARE, whole, 1.0, ours=TWO),
         *_verified_in_time(outcomes, moved),
         *_at_most(outcomes, {"kind": MEMORY}, "peak MB", 150.0),
     ]

@@ -35,7 +35,7 @@ FIGURES = {
     "store": ["put/s", "get/s", "search/s"],
     "history": ["list ms", "list peak MB"],
     "large": ["save ms", "load ms", "save peak MB", "load peak MB"],
-    "transfer": ["whole s", "read s", "write s", "verify s"],
+    "transfer": ["whole s", "verify s"],
     MEMORY: ["peak MB", "largest MB"],
 }
 COMPARED = {
@@ -44,7 +44,7 @@ COMPARED = {
     "store": ["put/s", "get/s", "search/s"],
     "history": ["list ms"],
     "large": ["save ms", "load ms"],
-    "transfer": ["whole s", "write s"],
+    "transfer": ["whole s"],
     MEMORY: [],
 }
 """Figures of which the ratio is shown."""
