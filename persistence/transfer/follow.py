@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from persistence import schema
@@ -37,7 +38,7 @@ from persistence.transfer.follow_store import has_items, look_first
 from persistence.transfer.followed_parts import parts_of, require_same, run_options
 from persistence.transfer.included import included
 from persistence.transfer.ledger import Run
-from persistence.transfer.live import Stamp
+from persistence.transfer.live import CLAIMS_AT_ONCE, Stamp, claim_pages
 from persistence.transfer.options import THREADS, Options, Part
 from persistence.transfer.report import Phase, Progress, no_progress
 from persistence.transfer.sides import Side, open_live
@@ -58,7 +59,6 @@ INTERVAL = 5.0
 _CLOSE = 1.0
 """A round of so many seconds is short enough to be repeated under the lock."""
 _ROUNDS = 10
-_CLAIMS_AT_ONCE = 5_000
 
 Told = Callable[[Round], None]
 """Called at the end of each round."""
@@ -357,14 +357,14 @@ def _copy_first(live: LiveSource, sink: Sink, provider: Provider, clock: Clock, 
             run = new_run(live.label, sink, found, follow=live.name, **run_options(parts))
             sink.ledger().begin(run, {})
             follower = sink.follower(run.run_id)
-            for chunk in spool.chunks(_CLAIMS_AT_ONCE):
+            for chunk in spool.chunks(CLAIMS_AT_ONCE):
                 follower.claim([Stamp(thread.thread_id, "", 0, 0) for thread in chunk])
             copy(source, sink, found, spool, clock, Options(), crew=crew)
             with provider.source() as target:
                 expected = found.totals.checkpoints
                 verify_copy(source, target, spool, clock, expected, crew=crew).require()
             stamps = snapshot.stamps() if "checkpoints" in parts.include else iter(())
-            while chunk_of_stamps := list(islice(stamps, _CLAIMS_AT_ONCE)):
+            while chunk_of_stamps := list(islice(stamps, CLAIMS_AT_ONCE)):
                 follower.claim(chunk_of_stamps)
 
 
@@ -388,10 +388,9 @@ def _has_something(sink: Sink, run: Run) -> bool:
 
 def _has_threads(sink: Sink, run: Run) -> bool | None:
     """As :func:`persistence.transfer.follow_store.has_items`."""
-    follower = sink.follower(run.run_id)
-    last: str | None = None
-    while claims := follower.claims(last, _CLAIMS_AT_ONCE):
+    found = None
+    for claims in claim_pages(sink.follower(run.run_id).claims, attrgetter("thread_id")):
         if sink.existing([claim.thread_id for claim in claims]):
             return True
-        last = claims[-1].thread_id
-    return None if last is None else False
+        found = False
+    return found

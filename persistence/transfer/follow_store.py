@@ -9,18 +9,20 @@ those is looked at under the lock; where stamps show every change, all stamps ar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from persistence.errors import ConflictError, VerificationError
 from persistence.transfer.difference import ItemDifference, Verdict
 from persistence.transfer.items import BadItem, Item, ItemPreflight, Key, NamespaceDigest, describe
+from persistence.transfer.live import claim_pages
 from persistence.transfer.live_store import (
     ItemChange,
     ItemClaim,
     ItemStamp,
     LiveStore,
     WatchedStore,
+    key_of,
     require_ours,
 )
 from persistence.transfer.preflight import RefusedError
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from persistence.transfer.store import StoreMove
     from persistence.transfer.sync import Round
 
-_CLAIMS_AT_ONCE = 5_000
 _ITEMS_AT_ONCE = 500
 _BYTES_AT_ONCE = 8_000_000
 
@@ -107,7 +108,7 @@ class StoreSync:
 
     def _walk(self, store: LiveStore, *, everything: bool) -> Iterator[_Job]:
         """Walk the source's stamps and the claims of the target, both sorted."""
-        claims = self._claims()
+        claims = chain.from_iterable(claim_pages(self.follower.claims, key_of))
         claim = next(claims, None)
         for stamp in store.stamps():
             key = stamp[:2]
@@ -122,12 +123,6 @@ class StoreSync:
         while claim is not None:
             yield _Job(claim[:2], claim, None)
             claim = next(claims, None)
-
-    def _claims(self) -> Iterator[ItemClaim]:
-        last: Key | None = None
-        while page := self.follower.claims(last, _CLAIMS_AT_ONCE):
-            yield from page
-            last = page[-1][:2]
 
     def _written(self, store: WatchedStore) -> Iterator[_Job]:
         """The items that the watch has noted since the last round."""
@@ -250,13 +245,12 @@ class _Strangers:
 
 def has_items(sink: Sink, run_id: str) -> bool | None:
     """Whether the target has any of the items that a run has brought; ``None`` where it has brought none."""
-    follower, target = sink.store_follower(run_id), sink.store()
-    last: Key | None = None
-    while claims := follower.claims(last, _ITEMS_AT_ONCE):
-        if target.held([claim[:2] for claim in claims]):
+    target, found = sink.store(), None
+    for claims in claim_pages(sink.store_follower(run_id).claims, key_of, _ITEMS_AT_ONCE):
+        if target.held(list(map(key_of, claims))):
             return True
-        last = claims[-1][:2]
-    return None if last is None else False
+        found = False
+    return found
 
 
 def _batches(jobs: Iterable[_Job]) -> Iterator[list[_Job]]:

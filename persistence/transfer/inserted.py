@@ -18,11 +18,12 @@ from persistence.transfer.followed_parts import parts_of
 from persistence.transfer.items import Key as ItemKey
 from persistence.transfer.keys import Key, unpack, unpack_items, unpack_part
 from persistence.transfer.ledger import Followed, Ledger, Run
+from persistence.transfer.live import claim_pages
+from persistence.transfer.live_store import key_of
 from persistence.transfer.records import Sink
 
 Inserted = Mapping[Key, bytes]
 """The key of each row, and a mark of its content."""
-_ITEMS_AT_ONCE = 5_000
 
 
 def inserted_by(ledger: Ledger, run: Run) -> Iterator[tuple[str, Inserted]]:
@@ -92,10 +93,8 @@ def _items(sink: Sink, run: Run) -> Iterator[tuple[ItemKey, bytes]]:
     if "store" not in parts_of(run).include:
         return
     follower = sink.store_follower(run.run_id)  # of a run that has no batches of items
-    last: ItemKey | None = None
-    while claims := follower.claims(last, _ITEMS_AT_ONCE):
-        yield from ((claim[:2], claim.mark) for claim in claims)
-        last = claims[-1][:2]
+    for claims in claim_pages(follower.claims, key_of):
+        yield from ((key_of(claim), claim.mark) for claim in claims)
 
 
 def require_noted(ledger: Ledger, run: Run) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 from persistence.errors import ConflictError
 from persistence.transfer.ledger import Tables
@@ -19,6 +19,10 @@ from persistence.transfer.records import Checkpoint, Record, Source, Write
 if TYPE_CHECKING:
     from persistence.transfer.live_store import LiveStore
     from persistence.transfer.options import Part
+
+ClaimT = TypeVar("ClaimT")
+KeyT = TypeVar("KeyT")
+CLAIMS_AT_ONCE = 5_000
 
 
 class Stamp(NamedTuple):
@@ -192,6 +196,24 @@ class Follower(Protocol):
 
     def miscounted(self) -> list[str]:
         """Threads of this run, the first few, that do not have as many rows as their stamp says."""
+
+
+def claim_pages(
+    claims: Callable[[KeyT | None, int], list[ClaimT]],
+    key: Callable[[ClaimT], KeyT],
+    limit: int = CLAIMS_AT_ONCE,
+) -> Iterator[list[ClaimT]]:
+    """All that a run has claimed, some at a time, in order.
+
+    Args:
+        claims: Gives the next ones after a key, such as :meth:`Follower.claims`.
+        key: What a claim is sorted by.
+        limit: How many at a time.
+    """
+    last: KeyT | None = None
+    while page := claims(last, limit):
+        yield page
+        last = key(page[-1])
 
 
 def claimed(tables: Tables, run_id: str, after: str | None, limit: int) -> list[Stamp]:

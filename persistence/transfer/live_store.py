@@ -56,6 +56,11 @@ class ItemClaim(NamedTuple):
         return self.expires_at is not None and self.expires_at <= time.time() * 1_000_000
 
 
+def key_of(claim: ItemClaim) -> Key:
+    """What claims are sorted by."""
+    return claim[:2]
+
+
 class ItemChange(NamedTuple):
     """What becomes of one item in the target."""
 

@@ -11,13 +11,15 @@ import hashlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from persistence.errors import ConflictError
 from persistence.transfer.difference import Verdict
 from persistence.transfer.digest import Digester, ThreadDigest, digests, line
 from persistence.transfer.follow_store import StoreSync
-from persistence.transfer.live import Change, Place, Snapshot, Stamp
+from persistence.transfer.live import Change, Place, Snapshot, Stamp, claim_pages
 from persistence.transfer.preflight import RefusedError
 from persistence.transfer.records import Checkpoint, Record, Reject, Sink, Source, Write
 from persistence.transfer.report import content_bytes
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from persistence.transfer.options import Options
     from persistence.transfer.report import Progress
 
-_CLAIMS_AT_ONCE = 5_000
 _ROWS_AT_ONCE = 5_000
 _THREADS_AT_ONCE = 500
 
@@ -153,7 +154,7 @@ class Sync:
         self, snapshot: Snapshot, suspects: Collection[str], done: Round, *, everything: bool, watched: bool
     ) -> Iterator[_Job]:
         """Walk the source's stamps and those in the target, both sorted by thread."""
-        claims = self._claims()
+        claims = chain.from_iterable(claim_pages(self.follower.claims, attrgetter("thread_id")))
         claim = next(claims, None)
         for stamp in snapshot.keys() if watched else snapshot.stamps():
             done.source_threads += 1
@@ -173,12 +174,6 @@ class Sync:
         while claim is not None:
             yield _drop(claim)
             claim = next(claims, None)
-
-    def _claims(self) -> Iterator[Stamp]:
-        last: str | None = None
-        while page := self.follower.claims(last, _CLAIMS_AT_ONCE):
-            yield from page
-            last = page[-1].thread_id
 
     def _needed(self, snapshot: Snapshot, batch: Sequence[_Job], done: Round) -> list[Change]:
         """The changes, without the rows of threads that turn out to be equal."""

@@ -311,7 +311,8 @@ def _carry_out(thread: str, plan: Plan) -> Steps[None]:
             yield sql.ORPHAN, {**here, "ids": plan.orphans[ns], "deleted": ids}
         if freed:
             freed.difference_update((c, v) for c, v in (yield sql.REFERENCED, here))
-        blobs = {**here, "channels": [c for c, _ in sorted(freed)], "versions": [v for _, v in sorted(freed)]}
+        gone = sorted(freed)
+        blobs = {**here, "channels": [c for c, _ in gone], "versions": [v for _, v in gone]}
         if freed:
             yield sql.DELETE_BLOBS, blobs
         yield from _refuse_if(sql.BUILT_ON, {**blobs, "ids": ids})
