@@ -21,7 +21,7 @@ from persistence.registry import provider_for
 from persistence.settings import Settings
 from tests.transfer import graphs, make
 from tests.transfer.conftest import file_rows, postgres_tuples
-from tests.transfer.test_follow import follow_for, require_equal, writing
+from tests.transfer.test_follow import Writer, follow_for, require_equal
 
 # The last byte of a checkpoint is the end of a value: another one of the same length, which no stamp shows.
 IN_PLACE = """
@@ -224,7 +224,7 @@ def test_the_pause(tmp_path: Path, postgres_dsn: str) -> None:
                 state.append("x" * 5_000)
                 make.put(saver, f"thread {number}", {"c": state}, versions={"c": turn})
     follow_for(path, postgres_dsn, 1)
-    with writing(path, "official") as writer:
+    with Writer(path, "official") as writer:
         writer.wait_for(3)
         done = transfer.cut_over(path, postgres_dsn)
     assert done.last is not None

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import psycopg
 import pytest
@@ -71,7 +72,10 @@ class Writer:
             assert self._process.poll() is None
             time.sleep(0.02)
 
-    def end(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Let it end, if the seal has not made it, and check that nothing but that happened to it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -81,13 +85,17 @@ class Writer:
             self._process.stdout.close()
 
 
-@contextmanager
-def writing(path: Path | str, kind: str) -> Iterator[Writer]:
-    writer = Writer(path, kind)
-    try:
-        yield writer
-    finally:
-        writer.end()
+def kill(command: Sequence[str], seconds: float) -> bool:
+    """Run a command and kill it after so many seconds; whether it had not come to its end."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=clean_environment()
+    ) as process:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.kill()
+        output, _ = process.communicate()
+    assert process.returncode in (-signal.SIGKILL, 0), output
+    return process.returncode != 0
 
 
 def follow_for(
@@ -129,7 +137,7 @@ def require_acknowledged(writer: Writer, target: str) -> None:
 
 @pytest.mark.parametrize("kind", ["official", "ours"])
 def test_an_application_goes_on_writing(kind: str, database: Path, postgres_dsn: str) -> None:
-    with writing(database, kind) as writer:
+    with Writer(database, kind) as writer:
         follow_for(database, postgres_dsn, 4, lambda _: writer.wait_for(5))
         writer.wait_for(5)
         done = transfer.cut_over(database, postgres_dsn)
@@ -144,7 +152,7 @@ def test_an_application_goes_on_writing(kind: str, database: Path, postgres_dsn:
 
 def test_into_a_file(database: Path, tmp_path: Path) -> None:
     target = tmp_path / "target.db"
-    with writing(database, "official") as writer:
+    with Writer(database, "official") as writer:
         follow_for(database, f"sqlite:///{target}", 3, lambda _: writer.wait_for(5))
         transfer.cut_over(database, f"sqlite:///{target}")
     assert transfer.verify(database, target).differences == []
@@ -153,18 +161,10 @@ def test_into_a_file(database: Path, tmp_path: Path) -> None:
 
 def test_killed_at_random_instants(database: Path, postgres_dsn: str) -> None:
     choose = random.Random(17)  # noqa: S311 - instants, not secrets
-    with writing(database, "official") as writer:
+    with Writer(database, "official") as writer:
         for _ in range(KILLS):
-            process = subprocess.Popen(
-                [*FOLLOW, "--follow-interval", "0.1", f"sqlite:///{database}", postgres_dsn],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=clean_environment(),
-            )
-            time.sleep(choose.uniform(0.6, 3.0))
-            process.kill()
-            output = process.communicate()[0]
-            assert process.returncode == -signal.SIGKILL, output
+            command = [*FOLLOW, "--follow-interval", "0.1", f"sqlite:///{database}", postgres_dsn]
+            assert kill(command, choose.uniform(0.6, 3.0))
         writer.wait_for(5)
         transfer.cut_over(database, postgres_dsn)
     require_equal(database, postgres_dsn)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -21,11 +18,11 @@ from persistence import schema, transfer
 from persistence.errors import ConflictError, TransferError
 from persistence.registry import provider_for
 from persistence.settings import Settings
-from tests.support import clean_environment, fresh_database
+from tests.support import fresh_database
 from tests.transfer import make
 from tests.transfer.conftest import postgres_tuples, rows, sqlite_tuples
 from tests.transfer.targets import Target
-from tests.transfer.test_follow import FOLLOW, KILLS, follow_for, plain, stopped, writing
+from tests.transfer.test_follow import FOLLOW, KILLS, Writer, follow_for, kill, plain, stopped
 
 COPY_OF = """
 INSERT INTO checkpoints SELECT thread_id, checkpoint_ns, '{id}', NULL, type,
@@ -84,7 +81,7 @@ def require_equal(source: str, target: str) -> None:
     ("kind", "target"), [("official", "sqlite"), ("ours", "postgres")], indirect=["target"]
 )
 def test_an_application_goes_on_writing(kind: str, source: str, target: Target) -> None:
-    with writing(source, kind) as writer:
+    with Writer(source, kind) as writer:
         follow_for(source, target.dsn, 3, lambda _: writer.wait_for(5))
         writer.wait_for(5)
         done = transfer.cut_over(source, target.dsn)
@@ -114,18 +111,10 @@ def test_there_and_back_again(database: Path, postgres_dsn: str, tmp_path: Path)
 
 def test_killed_at_random_instants(source: str, postgres_dsn: str) -> None:
     choose = random.Random(18)  # noqa: S311 - instants, not secrets
-    with writing(source, "ours"):
+    with Writer(source, "ours"):
         for _ in range((KILLS + 1) // 2):
-            with subprocess.Popen(
-                [*FOLLOW, "--follow-interval", "0.1", source, postgres_dsn],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=clean_environment(),
-            ) as process:
-                time.sleep(choose.uniform(0.6, 2.0))
-                process.kill()
-                output = process.communicate()[0]
-            assert process.returncode == -signal.SIGKILL, output
+            command = [*FOLLOW, "--follow-interval", "0.1", source, postgres_dsn]
+            assert kill(command, choose.uniform(0.6, 2.0))
         transfer.cut_over(source, postgres_dsn)
     require_equal(source, postgres_dsn)
 

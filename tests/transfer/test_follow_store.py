@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import signal
 import sqlite3
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +26,14 @@ from persistence.errors import (
 )
 from persistence.transfer.options import THREADS, Part
 from persistence.transfer.preflight import RefusedError
-from tests.support import COMMAND, clean_environment, fresh_database
+from tests.support import COMMAND, fresh_database
 from tests.transfer import make, store_writer, stores
 from tests.transfer.conftest import file_rows, rows
 from tests.transfer.stores import items_of
 from tests.transfer.targets import Target
 from tests.transfer.test_cut_over import IN_PLACE, once, triggers
-from tests.transfer.test_follow import Writer, stopped
+from tests.transfer.test_follow import KILLS, Writer, kill, stopped
 
-KILLS = int(os.environ.get("FOLLOW_KILLS", "2"))
 BOTH: Sequence[Part] = ("checkpoints", "store")
 STORE: Sequence[Part] = ("store",)
 AT = ("facts",)
@@ -113,15 +108,6 @@ class StoreWriter(Writer):
             self.lines += 1
 
 
-@contextmanager
-def writing(path: Path | str, kind: str) -> Iterator[StoreWriter]:
-    writer = StoreWriter(path, kind)
-    try:
-        yield writer
-    finally:
-        writer.end()
-
-
 def follow(
     source: Path | str,
     target: str,
@@ -177,7 +163,7 @@ def require_acknowledged(writer: StoreWriter, target: str) -> None:
 
 @pytest.mark.parametrize("kind", ["official", "ours"])
 def test_an_application_goes_on_writing(kind: str, source: Path, postgres_dsn: str) -> None:
-    with writing(source, kind) as writer:
+    with StoreWriter(source, kind) as writer:
         follow(source, postgres_dsn, 2, lambda _: writer.wait_for(10))
         done = transfer.cut_over(source, postgres_dsn, told=lambda _: writer.wait_for(10))
     assert done.sealed
@@ -196,19 +182,9 @@ def test_killed_at_random_instants(source: Path, postgres_dsn: str) -> None:
     include = ["--include", "checkpoints", "--include", "store"]
     command = [COMMAND, "migrate", f"sqlite:///{source}", postgres_dsn, "--follow", *include]
     commands = [[*command, "--follow-interval", "0.1"], [COMMAND, "cut-over", *command[2:4], *include]]
-    with writing(source, "official") as writer:
+    with StoreWriter(source, "official") as writer:
         for number in range(KILLS):
-            process = subprocess.Popen(
-                commands[number % 2],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=clean_environment(),
-            )
-            time.sleep(choose.uniform(0.5, 2.0))
-            process.kill()
-            output = process.communicate()[0]
-            assert process.returncode in (-signal.SIGKILL, 0), output
-            if process.returncode == 0:
+            if not kill(commands[number % 2], choose.uniform(0.5, 2.0)):
                 break  # a cut-over that was quicker
         transfer.cut_over(source, postgres_dsn, include=BOTH)
     require_equal(source, postgres_dsn)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +17,17 @@ from persistence.backends.postgres import transfer_live
 from persistence.backends.postgres.transfer_live_store import PostgresLiveStore
 from persistence.errors import SealedError, TransferError, VerificationError
 from persistence.registry import provider_for
-from tests.support import COMMAND, clean_environment, fresh_database
+from tests.support import COMMAND, fresh_database
 from tests.transfer import make, store_writer, stores
 from tests.transfer.targets import Target
 from tests.transfer.test_cut_over import once
 from tests.transfer.test_cut_over_postgres import execute, sealed
+from tests.transfer.test_follow import KILLS, kill
 from tests.transfer.test_follow_store import (
     AT,
     BOTH,
-    KILLS,
     STORE,
+    StoreWriter,
     delete,
     file,
     follow,
@@ -38,7 +36,6 @@ from tests.transfer.test_follow_store import (
     require_equal,
     target,
     texts,
-    writing,
 )
 
 __all__ = ["file", "target"]
@@ -70,7 +67,7 @@ def source(template: str, postgres_server: str) -> Iterator[str]:
     ("kind", "target"), [("official", "sqlite"), ("ours", "postgres")], indirect=["target"]
 )
 def test_an_application_goes_on_writing(kind: str, source: str, target: str) -> None:
-    with writing(source, kind) as writer:
+    with StoreWriter(source, kind) as writer:
         follow(source, target, 2, lambda _: writer.wait_for(10))
         done = transfer.cut_over(source, target, told=lambda _: writer.wait_for(10))
     assert done.sealed
@@ -88,19 +85,9 @@ def test_killed_at_random_instants(source: str, file: str) -> None:
         [COMMAND, "cut-over", source, file, *include],
         [COMMAND, "migrate", source, file, "--follow", *include, "--follow-interval", "0.1"],
     ]
-    with writing(source, "ours") as writer:
+    with StoreWriter(source, "ours") as writer:
         for number in range((KILLS + 1) // 2):
-            process = subprocess.Popen(
-                commands[number % 2],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=clean_environment(),
-            )
-            time.sleep(choose.uniform(0.4, 1.2))
-            process.kill()
-            output = process.communicate()[0]
-            assert process.returncode in (-signal.SIGKILL, 0), output
-            if process.returncode == 0:
+            if not kill(commands[number % 2], choose.uniform(0.4, 1.2)):
                 break  # a cut-over that was quicker
         transfer.cut_over(source, file, include=BOTH)
     require_equal(source, file)
