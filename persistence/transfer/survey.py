@@ -324,6 +324,7 @@ _REFUSALS: Sequence[tuple[str, str, str]] = (
     ("type 'pickle'", "pickle", "--allow-pickle, if nobody else can write to the source: it runs code"),
     ("the JSON", "damaged", "something other than LangGraph wrote them: delete or mend them"),
     ("serializer type", "unknown-type", "the rows need the serializer of the application that wrote them"),
+    ("not UTF-8", "damaged", "something other than LangGraph wrote them: delete or mend them"),
     ("is stored as", "damaged", "something other than LangGraph wrote them: delete or mend them"),
     ("NUL character", "nul", "delete these threads, or change the text: Postgres cannot hold U+0000"),
     ("is not JSON", "not-json", "keep only JSON in metadata: no NaN, infinity or bytes"),

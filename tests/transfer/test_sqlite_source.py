@@ -279,10 +279,6 @@ def bytes_as_thread(path: Path) -> None:
     make.execute(path, "UPDATE checkpoints SET thread_id = x'00ff'")
 
 
-def broken_text(path: Path) -> None:
-    make.execute(path, "UPDATE checkpoints SET checkpoint_id = CAST(x'ff' AS TEXT)")
-
-
 CASES = {
     not_there: "does not exist",
     directory: "is a directory",
@@ -292,7 +288,6 @@ CASES = {
     missing_column: "missing checkpoints.metadata",
     damaged_page: "cannot read|malformed|not a SQLite",
     bytes_as_thread: "stored as bytes",
-    broken_text: "UTF-8",
 }
 
 

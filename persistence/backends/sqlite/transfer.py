@@ -9,12 +9,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import msgspec
 
+from persistence.backends.sqlite.transfer_damaged import named, nameless, readable, rejected
 from persistence.backends.sqlite.transfer_file import (
     Unlocked,
     is_idle_wal,
@@ -70,6 +71,7 @@ LISTED = "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, c
 """The columns of a checkpoint, as :class:`ThreadReader` reads them."""
 LISTED_WRITES = "thread_id, checkpoint_ns, checkpoint_id, task_id, idx, task_path, channel, type, value"
 """The columns of a write, as :func:`write_of` reads them."""
+_THREADS = "SELECT thread_id FROM checkpoints UNION SELECT thread_id FROM writes ORDER BY thread_id"
 
 
 class SqliteSource:
@@ -156,10 +158,13 @@ class SqliteSource:
     def threads(self) -> Iterator[str]:
         """See :class:`persistence.transfer.records.Source`."""
         with self._reading():
-            rows = self._conn.execute(
-                "SELECT thread_id FROM checkpoints UNION SELECT thread_id FROM writes ORDER BY thread_id"
-            )
-            for thread, _ in _by_thread(rows):
+            rows = self._conn.execute(_THREADS)
+            called: set[str] = set()
+            for thread, _ in _by_thread(readable(self._conn, rows, lambda _, row: (named(row[0]),))):
+                if "\\x" in thread:
+                    if thread in called:
+                        continue
+                    called.add(thread)
                 yield thread
 
     def count(self, threads: Sequence[str] | None = None) -> int:
@@ -174,8 +179,19 @@ class SqliteSource:
     def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
         """See :class:`persistence.transfer.records.Source`."""
         with self._unchanged():
-            for thread in [None] if threads is None else threads:
+            for thread in [None] if threads is None else self._stored(threads):
                 yield from self._merge(thread, data=data)
+
+    def _stored(self, threads: Sequence[str]) -> Iterator[str | bytes]:
+        """What threads are called in the file: one may only have got its name by us."""
+        for thread in threads:
+            yield thread
+            if "\\x" in thread:
+                yield from self._nameless.get(thread, ())
+
+    @cached_property
+    def _nameless(self) -> Mapping[str, Sequence[bytes]]:
+        return nameless(self._conn, _THREADS)
 
     def store(self) -> SqliteStoreSource:
         """See :class:`persistence.transfer.records.Source`."""
@@ -238,7 +254,7 @@ class SqliteSource:
             raise SourceError(f"cannot read {self.label}: {error}") from None
 
     def _merge(
-        self, thread: str | None, *, data: bool, after: tuple[int, int] | None = None
+        self, thread: str | bytes | None, *, data: bool, after: tuple[int, int] | None = None
     ) -> Iterator[Record]:
         """Each thread's checkpoints, then its writes: two cursors over the two primary keys.
 
@@ -256,21 +272,23 @@ class SqliteSource:
                 yield from (write_of(row, self._formats, data=data) for row in next_writes[1])
                 next_writes = next(writes, None)
 
-    def _checkpoint_rows(self, thread: str | None, after: int | None) -> Iterator[tuple[Any, ...]]:
+    def _checkpoint_rows(self, thread: str | bytes | None, after: int | None) -> Iterator[tuple[Any, ...]]:
         where, args = _where(thread, after)
-        return self._conn.execute(
+        rows = self._conn.execute(
             f"SELECT {LISTED} FROM checkpoints {where} ORDER BY thread_id, checkpoint_ns, checkpoint_id",
             args,
         )
+        return readable(self._conn, rows, rejected)
 
-    def _write_rows(self, thread: str | None, after: int | None) -> Iterator[tuple[Any, ...]]:
+    def _write_rows(self, thread: str | bytes | None, after: int | None) -> Iterator[tuple[Any, ...]]:
         where, args = _where(thread, after)
         columns = LISTED_WRITES if self._has_task_path else LISTED_WRITES.replace("task_path", "''")
-        return self._conn.execute(
+        rows = self._conn.execute(
             f"SELECT {columns} FROM writes {where}"
             " ORDER BY thread_id, checkpoint_ns, checkpoint_id, task_id, idx",
             args,
         )
+        return readable(self._conn, rows, rejected)
 
     def _check_tables(self) -> bool:
         """Refuse a database that is not LangGraph's; whether writes have a task path."""
@@ -308,11 +326,11 @@ def require_plain_order(conn: sqlite3.Connection, label: str) -> None:
         )
 
 
-def _where(thread: str | None, after: int | None) -> tuple[str, tuple[object, ...]]:
+def _where(thread: str | bytes | None, after: int | None) -> tuple[str, tuple[object, ...]]:
     if thread is None:
         return "", ()
     if after is None:
-        return "WHERE thread_id = ?", (thread,)
+        return "WHERE thread_id = CAST(? AS TEXT)", (thread,)
     # The plus keeps SQLite from taking the rowid for the way in: the index has the order.
     return "WHERE thread_id = ? AND +rowid > ?", (thread, after)
 
@@ -340,6 +358,9 @@ class ThreadReader:
     def checkpoints(self, rows: Iterator[tuple[Any, ...]], *, data: bool) -> Iterator[Record]:
         """The records of rows, which come in order."""
         for row in rows:
+            if type(row) is Reject:
+                yield row
+                continue
             if row[1] != self._ns:
                 self._ns = row[1]
                 self._last.clear()
@@ -399,6 +420,8 @@ class ThreadReader:
 
 def write_of(row: tuple[Any, ...], formats: Formats, *, data: bool) -> Write | Reject:
     """A row as a record."""
+    if type(row) is Reject:
+        return row
     thread_id, ns, checkpoint_id, task_id, idx, task_path, channel, type_, value = row
     try:
         if not type(ns) is type(checkpoint_id) is type(task_id) is type(task_path) is type(channel) is str:
