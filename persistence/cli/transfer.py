@@ -281,8 +281,9 @@ def verify(
         run.ended("equal" if verdict.equal else "different", verdict.to_json())
     document = json.loads(verdict.to_json())
     lines = [printable(str(found)) for found in (*verdict.differences, *verdict.item_differences)]
-    if verdict.items_left_out:
-        lines.append(left_out(verdict.items_left_out, "are not compared"))
+    if any(verdict.items_left_out):
+        here, there = verdict.items_left_out
+        lines.append(left_out(here, f"on the left and {there:,} on the right are not compared"))
     emit(document, [*lines, verdict.summary()])
     return OK if verdict.equal else VerificationError.exit_code
 

@@ -208,7 +208,7 @@ def verify(
             comparison = Comparison(one, other, check, clock, subset=subset, about=about, crew=crew)
             verdict = comparison.run()
             store.verify(other, verdict, subset=subset)
-        verdict.items_left_out = left_out(lefts, options) + left_out(rights, options)
+        verdict.items_left_out = left_out(lefts, options), left_out(rights, options)
         return verdict
 
 

@@ -71,7 +71,7 @@ class Verdict:
         items: How many items of the store were compared.
         differing_items: How many of them differ, or are on one side only.
         item_differences: What differs, for the first of these items.
-        items_left_out: How many items the two stores have that were not to be compared.
+        items_left_out: How many items the left and the right store have that were not to be compared.
         beside: How many values of a semantic comparison are equal although LangGraph's Postgres saver shows
             another one: its layout has no place for them, so they stand in the checkpoints' rows, where this
             package's savers read them. A state that was changed in place leaves such values.
@@ -92,7 +92,7 @@ class Verdict:
     items: int = 0
     differing_items: int = 0
     item_differences: list[ItemDifference] = field(default_factory=list)
-    items_left_out: int = 0
+    items_left_out: tuple[int, int] = (0, 0)
     beside: int = 0
 
     @property

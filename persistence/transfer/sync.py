@@ -52,7 +52,7 @@ class Round:
         source_checkpoints: How many checkpoints.
         source_writes: How many pending writes.
         source_items: How many items its store has, if that is followed.
-        items_left_out: How many, if it is not.
+        items_left_out: How many, if it is not; counted by the first round.
     """
 
     number: int
@@ -109,6 +109,7 @@ class Sync:
         self._progress = progress
         self._stopped = stopped
         self._rounds = 0
+        self._items_left_out: int | None = None
 
     def round(
         self,
@@ -144,7 +145,9 @@ class Sync:
             if self._stopped():
                 break
         if self.store is None:
-            done.items_left_out = snapshot.store().count()
+            if self._items_left_out is None:
+                self._items_left_out = snapshot.store().count()
+            done.items_left_out = self._items_left_out
         elif not self._stopped():
             self.store.round(snapshot, done, everything=everything, watched=watched)
         done.seconds = time.monotonic() - began

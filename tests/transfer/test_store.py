@@ -130,6 +130,10 @@ def test_the_store_stays_unless_it_is_included(filled: Path, tmp_path: Path) -> 
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean_environment())
     assert "17 items of the store do not move; --include store adds them" in done.stdout
     assert items_of(dsn(tmp_path / "new.db")) == {}
+    compare = [COMMAND, "verify", *command[2:]]
+    done = subprocess.run(compare, capture_output=True, text=True, check=True, env=clean_environment())
+    said = "17 items of the store on the left and 0 on the right are not compared; --include store adds them"
+    assert said in done.stdout
     command += ["--include", "store"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=clean_environment())
     assert "17 items in 6 namespaces, 0 vectors" in done.stdout
