@@ -41,9 +41,15 @@ class Row(NamedTuple):
 
 
 class Formats:
-    """What the settings allow and what they have a key for."""
+    """What the settings allow and what they have a key for.
 
-    def __init__(self, settings: Settings, *, allow_pickle: bool = False) -> None:
+    Args:
+        settings: What says so.
+        allow_pickle: Values that are pickled are shown as they are.
+        unpickle: A checkpoint of SQLite that is pickled is taken apart, which runs code.
+    """
+
+    def __init__(self, settings: Settings, *, allow_pickle: bool = False, unpickle: bool = False) -> None:
         key = settings.resolve_encryption_key()
         self._cipher: AesCipher | None = None
         if key:
@@ -52,6 +58,7 @@ class Formats:
             self._cipher = AesCipher(key, settings.resolve_encryption_old_keys())
         self._encrypted_only = key is not None and not settings.allow_plaintext
         self._allow_pickle = allow_pickle
+        self._unpickle = unpickle
         self.converted = 0
         """How many values and checkpoints were JSON so far."""
         self.encrypts = self._cipher is not None
@@ -82,7 +89,7 @@ class Formats:
             NotCanonicalError: As :meth:`value`.
         """
         kind, opened = self._open("checkpoint", type_, data)
-        if kind == PICKLE and self._allow_pickle:
+        if kind == PICKLE and self._unpickle:
             row = _unpickled(opened)
         elif kind in ("msgpack", "json"):
             self.converted += kind == "json"

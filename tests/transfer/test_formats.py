@@ -7,6 +7,7 @@ import pickle
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from langgraph.types import Command
 
 import persistence
 from persistence import transfer
-from persistence.errors import TransferError
+from persistence.errors import SourceError, TransferError
 from persistence.settings import Settings, get_settings
 from persistence.transfer import Options
 from tests.transfer import graphs, make
@@ -398,3 +399,42 @@ def test_pickle_needs_a_word(tmp_path: Path, postgres_dsn: str) -> None:
     assert transfer.import_(archive, f"{postgres_dsn}&schema=other", options=allowed).verified
     with pytest.raises(transfer.RefusedError, match="a checkpoint in SQLite has one format"):
         transfer.import_(archive, f"sqlite:///{tmp_path / 'b.db'}", options=allowed)
+
+
+def test_pickled_writes_go_into_a_file(tmp_path: Path, postgres_dsn: str) -> None:
+    """And are merged and taken out again, as they are: their code runs only where the saver loads them."""
+    path, touched = tmp_path / "b.db", tmp_path / "touched"
+    target, allowed = f"sqlite:///{path}", Options(allow_pickle=True)
+    with PostgresSaver.from_conn_string(postgres_dsn) as saver:
+        saver.setup()
+        saver.serde = JsonPlusSerializer(pickle_fallback=True)
+        for thread, value in (("t", 2**70), ("mischief", Mischief(touched))):
+            make.put(saver, thread, {"c": [1]}, id="1")
+            place = {"thread_id": thread, "checkpoint_ns": "", "checkpoint_id": "1"}
+            saver.put_writes({"configurable": place}, [("c", value)], "task")
+        expected = list(saver.list(graphs.config("t")))
+        with pytest.raises(transfer.RefusedError, match="'pickle', which runs code when it is read"):
+            transfer.migrate(postgres_dsn, target)
+        first = transfer.migrate(postgres_dsn, target, options=allowed)
+        assert transfer.verify(postgres_dsn, target, allow_pickle=True).equal
+        for thread in ("t", "mischief"):
+            make.put(saver, thread, {"c": [1]}, id="2")
+    second = transfer.migrate(postgres_dsn, target, options=replace(allowed, on_conflict="merge"))
+    assert (first.verified, second.verified) == (True, True)
+    transfer.undo(str(second.run_id), target)
+    with SqliteSaver.from_conn_string(str(path)) as other:
+        other.serde = JsonPlusSerializer(pickle_fallback=True)
+        assert list(other.list(graphs.config("t"))) == expected
+    assert [write[2] for write in expected[0].pending_writes or []] == [2**70]
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute(
+            "UPDATE checkpoints SET type = 'pickle', checkpoint ="
+            " (SELECT value FROM writes WHERE thread_id = 'mischief')"
+        )
+    with pytest.raises(SourceError, match="runs code"):
+        transfer.migrate(postgres_dsn, target, options=replace(allowed, on_conflict="merge"))
+    with pytest.raises(TransferError, match="runs code"):
+        transfer.undo(str(first.run_id), target)
+    assert not touched.exists()
+    make.execute(path, "DELETE FROM checkpoints")
+    assert transfer.undo(str(first.run_id), target).writes == 2

@@ -84,7 +84,12 @@ class SqliteSource:
     divisible = True
 
     def __init__(
-        self, provider: Provider, seen: Mapping[str, object] | None = None, *, allow_pickle: bool = False
+        self,
+        provider: Provider,
+        seen: Mapping[str, object] | None = None,
+        *,
+        allow_pickle: bool = False,
+        formats: Formats | None = None,
     ) -> None:
         self.label = str(provider.dsn)
         self._provider = provider
@@ -92,7 +97,9 @@ class SqliteSource:
         self._expected = seen
         self._settings = provider.settings
         self._allow_pickle = allow_pickle
-        self._formats = Formats(provider.settings, allow_pickle=allow_pickle)
+        self._formats = formats or Formats(
+            provider.settings, allow_pickle=allow_pickle, unpickle=allow_pickle
+        )
 
     def __enter__(self) -> Self:
         if self._path is None:

@@ -73,7 +73,7 @@ class SqliteSink:
         self.label = str(provider.dsn)
         self._provider = provider
         self._database = provider.database
-        self.formats = Formats(provider.settings)
+        self.formats = Formats(provider.settings, allow_pickle=True)  # as they are; it unpickles nothing
         self._rehearsing: sqlite3.Connection | None = None
 
     def __enter__(self) -> SqliteSink:
@@ -163,7 +163,7 @@ class SqliteSink:
 
     def source(self) -> SqliteSource:
         """See :class:`persistence.transfer.records.Sink`."""
-        return SqliteSource(self._provider)
+        return SqliteSource(self._provider, formats=self.formats)
 
     def values(self, thread: str) -> Iterator[Value]:
         """See :class:`persistence.transfer.records.Sink`."""
