@@ -74,6 +74,9 @@ def test_one_row(path: Path, target: Target, table: str, column: str) -> None:
     assert NOT_UTF8 in msgspec.msgpack.decode(bytes(row[0]))
     with pytest.raises(SourceError, match=reason):
         transfer.verify(path, target.dsn)
+    if column == "thread_id" or (table, column) == ("checkpoints", "checkpoint_id"):
+        with pytest.raises(SourceError, match="UTF-8"):  # or LangGraph's saver would just not see it
+            transfer.verify(path, target.dsn, check=transfer.Check(depth="semantic"))
 
 
 def test_a_row_that_is_mended(path: Path, target: Target) -> None:

@@ -166,7 +166,7 @@ class SqliteSource:
         """See :class:`persistence.transfer.records.Source`."""
         with self._reading():
             rows = self._conn.execute(_THREADS)
-            called: set[str] = set()
+            called: set[str] = set()  # a name that we have given comes where its bytes sort
             for thread, _ in _by_thread(readable(self._conn, rows, lambda _, row: (named(row[0]),))):
                 if "\\x" in thread:
                     if thread in called:
@@ -251,6 +251,9 @@ class SqliteSource:
         """See :class:`persistence.transfer.records.Source`."""
         from persistence.backends.sqlite.transfer_official import SqliteOfficial
 
+        with self._reading():
+            for thread in self._nameless:  # which that saver would not see
+                raise SourceError(f"thread {thread!r} of {self.label} has an id that is not UTF-8")
         return SqliteOfficial(self._conn, self._settings, self.label, task_path=self._has_task_path)
 
     @contextmanager

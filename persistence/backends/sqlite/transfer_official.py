@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import RunnableConfig
@@ -35,10 +36,11 @@ class SqliteOfficial:
     def keys(self, thread: str) -> Iterator[tuple[str, str]]:
         """See :class:`persistence.transfer.semantic.Official`."""
         try:
-            yield from self._conn.execute(
+            rows = self._conn.execute(
                 "SELECT checkpoint_ns, checkpoint_id FROM checkpoints WHERE thread_id = ? ORDER BY 1, 2",
                 (thread,),
             )
+            yield from chain(rows)  # not from the cursor, which that would close after its connection
         except sqlite3.Error as error:
             raise SourceError(f"cannot read {self._label}: {error}") from None
 
