@@ -13,7 +13,7 @@ from persistence.transfer.digest import Digester
 from persistence.transfer.engine import Clock, Meter, scan
 from persistence.transfer.options import Options
 from persistence.transfer.preflight import Findings, ItemFindings
-from persistence.transfer.report import Totals
+from persistence.transfer.report import Totals, counted
 from persistence.transfer.sampling import Sample
 from persistence.transfer.spool import Spool
 from persistence.transfer.store import StoreMove
@@ -143,8 +143,7 @@ def _sampled(archive: ArchiveSource, sample: Sample, clock: Clock) -> tuple[Tota
             if meter.totals.threads >= wanted:
                 break
             digester = Digester()
-            for record in archive.begun_in(number):
-                meter.see(record)
+            for record in counted(archive.begun_in(number), meter):
                 meter.totals.threads += digester.see(record) is not None
             meter.totals.threads += digester.end() is not None
             parts += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,6 +20,7 @@ from msgspec import UNSET
 from persistence.errors import ArchiveError
 from persistence.transfer import archive_format as fmt
 from persistence.transfer.archive_store import StoreWriter
+from persistence.transfer.chunks import Chunk
 from persistence.transfer.digest import ThreadDigest
 from persistence.transfer.records import Checkpoint, Record, Value, Write
 from persistence.transfer.report import StoreTotals, Totals
@@ -68,8 +70,12 @@ class ArchiveWriter:
         if isinstance(error, OSError):
             raise ArchiveError(f"cannot write archive {self._folder}: {error.strerror}") from None
 
-    def add(self, record: Record, text: bytes | None = None) -> None:
-        """Append a record; records come in the order of ``persistence.transfer.records``."""
+    def add(self, chunk: Chunk, lines: Sequence[bytes]) -> None:
+        """Append records; they come in the order of ``persistence.transfer.records``."""
+        for record in chunk.records:
+            self._append(record)
+
+    def _append(self, record: Record) -> None:
         frame: fmt.Frame
         match record:
             case Value():

@@ -103,7 +103,7 @@ def canonical_value(value: Any) -> bytes:
 
 def has_nul(canonical: bytes) -> bool:
     """Whether a string in canonical JSON holds the character that Postgres cannot store."""
-    return b"\\u0000" in canonical and _ESCAPED_NUL.search(canonical) is not None
+    return b"\\" in canonical and b"\\u0000" in canonical and _ESCAPED_NUL.search(canonical) is not None
 
 
 def float_text(value: float) -> str:
@@ -259,6 +259,29 @@ def is_delta(start: bytes) -> bool:
     """Whether a msgpack value, given its first six bytes or more, is a DeltaChannel snapshot."""
     at = _EXT_CODE_AT.get(start[0]) if start else None
     return at is not None and len(start) > at and start[at] == DELTA_SNAPSHOT_EXT
+
+
+Facts = tuple[str, bytes, bytes, bool, bool]
+"""A value's type and bytes, their hash, and whether it is a DeltaChannel snapshot, or a scalar as in JSON."""
+_COLLECTIONS = frozenset({*range(0x80, 0xA0), *range(0xDC, 0xE0)})
+
+
+def facts(raw: bytes) -> Facts:
+    """What a checkpoint says of a value that stood inside a msgpack map."""
+    if raw[0] in _COLLECTIONS:  # most often
+        return "msgpack", raw, content_hash(raw), False, False
+    return _small_facts(raw) if len(raw) <= _SMALL_BYTES else typed_facts(*msgpack_value(raw))
+
+
+@lru_cache(4096)
+def _small_facts(raw: bytes) -> Facts:
+    return typed_facts(*msgpack_value(raw))
+
+
+def typed_facts(type_: str, data: bytes) -> Facts:
+    """As :func:`facts`, for a value as the serializer gives it."""
+    delta = type_ == "msgpack" and is_delta(data)
+    return type_, data, content_hash(data), delta, inline_json(type_, data) is not None
 
 
 _SHORT_SCALAR_BYTES = INLINE_BYTES + 5

@@ -11,10 +11,11 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import ormsgpack
+from ormsgpack import packb
 
 from persistence.errors import SourceError
-from persistence.transfer.records import Checkpoint, Record, Reject, Value, Write
+from persistence.transfer.chunks import Chunk, chunked
+from persistence.transfer.records import Checkpoint, Record, Value, Write
 
 
 class ThreadDigest(NamedTuple):
@@ -30,10 +31,10 @@ def line(record: Value | Checkpoint | Write) -> bytes:
     """A record as digests see it: one msgpack array, each item in its shortest form."""
     if isinstance(record, Checkpoint):
         # Of a value its channel, version, type and hash; of a checkpoint all between its thread and versions.
-        return ormsgpack.packb(("c", *record[1:6], [ref[:4] for ref in record.values]))
+        return packb(("c", *record[1:6], [ref[:4] for ref in record.values]))
     if isinstance(record, Write):
-        return ormsgpack.packb(("w", *record[1:-1]))
-    return ormsgpack.packb(("v", *record[1:-1]))
+        return packb(("w", *record[1:-1]))
+    return packb(("v", *record[1:-1]))
 
 
 class Digester:
@@ -43,26 +44,41 @@ class Digester:
         self._thread: str | None = None
         self._hash = hashlib.sha256()
         self._checkpoints = self._writes = 0
-        self.text: bytes | None = None
-        """The line of the last record; a value has none in the digest."""
+        self.lines: list[bytes] = []
+        """What :func:`line` gives for each record of the last chunk."""
 
     def see(self, record: Record) -> ThreadDigest | None:
         """Take one record; gives the finished digest of the thread before it, if one ended."""
-        ended = None
-        if record.thread_id != self._thread:
-            ended = self.end()
-            self._thread = record.thread_id
-            self._hash = hashlib.sha256()
-            self._checkpoints = self._writes = 0
-        self.text = None
+        ended = self._enter(record.thread_id)
         if isinstance(record, Checkpoint):
             self._checkpoints += 1
-            self.text = line(record)
-            self._hash.update(self.text)
+            self._hash.update(line(record))
         elif isinstance(record, Write):
             self._writes += 1
-            self.text = line(record)
-            self._hash.update(self.text)
+            self._hash.update(line(record))
+        return ended
+
+    def take(self, chunk: Chunk) -> ThreadDigest | None:
+        """As :meth:`see`, for some records."""
+        ended = self._enter(chunk.thread_id)
+        states = [line(record) for record in chunk.states]
+        writes = [packb(("w", *write[1:-1])) for write in chunk.writes]
+        self.lines = states + writes
+        self._checkpoints += len(chunk.checkpoints)
+        self._writes += len(writes)
+        if len(states) > len(chunk.checkpoints):
+            pairs = zip(states, chunk.states, strict=True)
+            states = [text for text, record in pairs if isinstance(record, Checkpoint)]
+        self._hash.update(b"".join(states + writes))
+        return ended
+
+    def _enter(self, thread: str) -> ThreadDigest | None:
+        if thread == self._thread:
+            return None
+        ended = self.end()
+        self._thread = thread
+        self._hash = hashlib.sha256()
+        self._checkpoints = self._writes = 0
         return ended
 
     def end(self) -> ThreadDigest | None:
@@ -79,10 +95,10 @@ def digests(records: Iterable[Record]) -> Iterator[ThreadDigest]:
         SourceError: A row has no canonical form, so nothing can be said about its thread.
     """
     digester = Digester()
-    for record in records:
-        if isinstance(record, Reject):
-            raise SourceError(f"{describe(record)} cannot be read: {record.reason}")
-        if (ended := digester.see(record)) is not None:
+    for chunk in chunked(records):
+        if chunk.reject is not None:
+            raise SourceError(f"{describe(chunk.reject)} cannot be read: {chunk.reject.reason}")
+        if (ended := digester.take(chunk)) is not None:
             yield ended
     if (last := digester.end()) is not None:
         yield last
@@ -96,7 +112,7 @@ class Fingerprint:
 
     def see(self, thread: ThreadDigest) -> None:
         """Take the next thread's digest."""
-        self._hash.update(ormsgpack.packb((thread.thread_id, thread.sha256)))
+        self._hash.update(packb((thread.thread_id, thread.sha256)))
 
     def hexdigest(self) -> str:
         """The fingerprint of what was seen so far."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 import zstandard
 
+from persistence.transfer.chunks import Chunk
 from persistence.transfer.digest import line
 from persistence.transfer.items import BadItem, Item, item_line
 from persistence.transfer.items import Key as ItemKey
@@ -79,6 +80,11 @@ def plain_key(record: Value | Checkpoint | Write) -> tuple[Any, ...]:
     if isinstance(record, Checkpoint):
         return ("c", *record[1:3], "", 0)
     return ("v", *record[1:4], 0)
+
+
+def plain_keys(chunk: Chunk) -> list[tuple[Any, ...]]:
+    """What :func:`plain_key` gives for each record."""
+    return [*map(plain_key, chunk.states), *[("w", *write[1:5]) for write in chunk.writes]]
 
 
 def pack(threads: Sequence[tuple[str, Sequence[tuple[Any, bytes]]]]) -> bytes:

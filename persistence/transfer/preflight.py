@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from persistence.errors import TransferError
+from persistence.transfer.chunks import Chunk
 from persistence.transfer.digest import describe
 from persistence.transfer.items import BadItem, Item
 from persistence.transfer.items import describe as describe_item
@@ -33,6 +34,11 @@ class Findings:
                 self.once(record, record[:3])
             case Write():
                 self.once(record, record[:5])
+
+    def take(self, chunk: Chunk) -> None:
+        """As :meth:`see`, for some records."""
+        for record in chunk.records:
+            self.see(record)
 
     def once(self, record: Record, key: tuple[object, ...]) -> None:
         """Note a row whose key the one before it has: where tables lost their primary key."""

@@ -14,9 +14,10 @@ from functools import partial
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
+from persistence.transfer.chunks import Chunk, chunked
 from persistence.transfer.digest import Digester, ThreadDigest, digests
 from persistence.transfer.recording import Place, Recording, recorder
-from persistence.transfer.records import Preflight, Record, Source
+from persistence.transfer.records import Preflight, Source
 from persistence.transfer.report import Counts, counted
 from persistence.transfer.spool import Entry
 from persistence.transfer.survey import Survey
@@ -36,8 +37,8 @@ _SLOW = 3.0
 class Copyist(Protocol):
     """Takes what a scan reads: an archive being written."""
 
-    def add(self, record: Record, text: bytes | None) -> None:
-        """The next record, and its line in the digest."""
+    def add(self, chunk: Chunk, lines: Sequence[bytes]) -> None:
+        """The next records, and the line of each as digests see it."""
 
     def end_thread(self, digest: ThreadDigest) -> list[Place] | None:
         """The thread of the records before is complete; gives where it can be read again."""
@@ -71,14 +72,14 @@ def read(
         )
         before = now
 
-    for record in source.records(threads):
-        if (ended := digester.see(record)) is not None:
+    for chunk in chunked(source.records(threads)):
+        if (ended := digester.take(chunk)) is not None:
             yield from end(ended)
-        counts.see(record)
-        preflight.see(record)
-        survey.see(record)
+        counts.take(chunk)
+        preflight.take(chunk)
+        survey.take(chunk)
         if copyist is not None:
-            copyist.add(record, digester.text)
+            copyist.add(chunk, digester.lines)
     yield from end(digester.end())
     survey.note_converted(source.converted - converted)
     survey.end()

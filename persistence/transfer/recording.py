@@ -19,10 +19,10 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from persistence.errors import TransferError
-from persistence.transfer.digest import ThreadDigest, line
-from persistence.transfer.keys import plain_key
-from persistence.transfer.records import Checkpoint, Preflight, Record, Reject, Source, Value, Write
-from persistence.transfer.report import content_bytes
+from persistence.transfer.chunks import Chunk
+from persistence.transfer.digest import ThreadDigest
+from persistence.transfer.keys import plain_keys
+from persistence.transfer.records import Preflight, Source
 
 LIMIT = 2_000_000_000
 """Bytes that a recording takes at most; and never more than it leaves free."""
@@ -59,6 +59,17 @@ class Part(msgspec.Struct, array_like=True):
         self.lines.append(text)
         self.keys.append(key)
         self.rows.append(row)
+
+    def extend(
+        self, keys: Sequence[Any], sizes: Sequence[int], lines: Sequence[bytes], rows: Sequence[Any]
+    ) -> None:
+        """Some more, of which the ledger gets all keys."""
+        self.kinds += "".join([key[0] for key in keys])
+        self.sizes += sizes
+        self.weights += sizes
+        self.lines += lines
+        self.keys += keys
+        self.rows += rows
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -113,8 +124,8 @@ class Finishing(Preflight, Protocol):
     def as_it_came(self) -> bool:
         """Whether that was so for the thread of the last :meth:`end_thread`."""
 
-    def row(self, record: Value | Checkpoint | Write) -> Any:
-        """What a sink makes of a record of a thread that is as it came."""
+    def rows(self, chunk: Chunk) -> Sequence[Any]:
+        """What a sink makes of the records of a thread that is as it came."""
 
 
 class Ahead(Protocol):
@@ -146,22 +157,21 @@ class Recorder:
         self._places: list[Place] = []
         self._is_written = False
 
-    def add(self, record: Record, text: bytes | None) -> None:
-        """The next record."""
+    def add(self, chunk: Chunk, lines: Sequence[bytes]) -> None:
+        """The next records."""
         if self._given_up:
             return
-        if isinstance(record, Reject) or (size := content_bytes(record)) > _LARGE:
+        if chunk.reject is not None or max(chunk.sizes) > _LARGE:
             self._given_up = True
             return
         try:
-            row = self._preflight.row(record)
-            key = plain_key(record)
-            self._part.add(key[0], key, size, size, text or line(record), row)
+            rows = self._preflight.rows(chunk)
         except (ValueError, struct.error):  # no target could hold it, as the preflight says
             self._given_up = True
             return
-        self._thread = record.thread_id
-        self._bytes += size
+        self._thread = chunk.thread_id
+        self._part.extend(plain_keys(chunk), chunk.sizes, lines, rows)
+        self._bytes += sum(chunk.sizes)
         if self._bytes >= PART_BYTES:
             self._keep()
 

@@ -17,6 +17,7 @@ from persistence.transfer.items import StoreSink, StoreSource
 from persistence.transfer.ledger import Ledger, LedgerEntry
 
 if TYPE_CHECKING:
+    from persistence.transfer.chunks import Chunk
     from persistence.transfer.keys import Key
     from persistence.transfer.live import Follower
     from persistence.transfer.live_store import StoreFollower
@@ -203,6 +204,9 @@ class Preflight(Protocol):
 
     def see(self, record: Record) -> None:
         """Note what the target cannot hold."""
+
+    def take(self, chunk: Chunk) -> None:
+        """As :meth:`see`, for some records."""
 
     def end_thread(self) -> None:
         """All records of a thread were seen."""

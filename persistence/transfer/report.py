@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from persistence.transfer.records import Checkpoint, Record, Reject, Value, Write
+from persistence.transfer.chunks import Chunk, chunked, sizes_of
+from persistence.transfer.records import Checkpoint, Record, Value, Write
 from persistence.transfer.survey import Finding, Sizes
 
 if TYPE_CHECKING:
@@ -56,29 +57,14 @@ class Totals:
     bytes_referenced: int = 0
     """What it would have been without storing each value once."""
 
-    def see(self, record: Record) -> None:
-        """Count one record."""
-        match record:
-            case Checkpoint():
-                size, referenced = len(record.body) + len(record.metadata), 0
-                for ref in record.values:
-                    if ref.data is None:
-                        referenced += ref.size
-                    else:
-                        size += len(ref.data)
-                self.checkpoints += 1
-                self.values_referenced += len(record.values)
-                self.bytes += size
-                self.bytes_referenced += size + referenced
-            case Value():
-                self.values += 1
-                self.bytes += len(record.data)
-            case Write():
-                self.writes += 1
-                self.bytes += len(record.data or b"")
-                self.bytes_referenced += len(record.data or b"")
-            case Reject():
-                pass
+    def take(self, chunk: Chunk) -> None:
+        """Count some records."""
+        self.checkpoints += len(chunk.checkpoints)
+        self.values += len(chunk.states) - len(chunk.checkpoints)
+        self.writes += len(chunk.writes)
+        self.values_referenced += sum([len(checkpoint.values) for checkpoint in chunk.checkpoints])
+        self.bytes += sum(chunk.sizes)
+        self.bytes_referenced += sum(chunk.wholes) + sum(chunk.sizes[len(chunk.states) :])
 
     def add(self, other: Totals) -> None:
         """Count what somebody else has counted."""
@@ -106,10 +92,11 @@ class Counts(ABC):
     def __init__(self) -> None:
         self.totals = Totals()
 
-    def see(self, record: Record) -> None:
-        """Count one record."""
-        self.totals.see(record)
-        if isinstance(record, Checkpoint) and self.totals.checkpoints % TOLD_EVERY == 0:
+    def take(self, chunk: Chunk) -> None:
+        """Count some records."""
+        before = self.totals.checkpoints
+        self.totals.take(chunk)
+        if self.totals.checkpoints // TOLD_EVERY > before // TOLD_EVERY:
             self.tell()
 
     @abstractmethod
@@ -119,9 +106,9 @@ class Counts(ABC):
 
 def counted(records: Iterable[Record], counts: Counts) -> Iterator[Record]:
     """The same records, counted."""
-    for record in records:
-        counts.see(record)
-        yield record
+    for chunk in chunked(records):
+        counts.take(chunk)
+        yield from chunk.records
 
 
 @dataclass(slots=True)
@@ -202,10 +189,4 @@ class Report:
 
 def content_bytes(record: Value | Checkpoint | Write) -> int:
     """How many bytes of content a record carries."""
-    if isinstance(record, Checkpoint):
-        size = len(record.body) + len(record.metadata)
-        for _, _, _, _, data, of_value, _ in record.values:
-            if data is not None:
-                size += of_value
-        return size
-    return len(record.data or b"")
+    return sizes_of(record)[0] if isinstance(record, Checkpoint) else len(record.data or b"")

@@ -7,15 +7,15 @@ and for each channel version of one namespace.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
-import msgspec
-
-from persistence.transfer.canonical import inline_json
+from persistence.transfer.canonical import INLINE_BYTES, inline_json
+from persistence.transfer.chunks import Chunk
 from persistence.transfer.digest import describe
-from persistence.transfer.records import Checkpoint, Problem, Record, Reject, Value, Write
+from persistence.transfer.records import Checkpoint, Problem, Record, ValueRef, Write
 
 Severity = Literal["refused", "conflict", "note"]
 """The move would stop; it would stop unless told what to do; it goes on, but this is worth knowing."""
@@ -96,13 +96,6 @@ class Sizes:
     largest_threads: list[ThreadSize]
 
 
-class _Head(msgspec.Struct):
-    v: Any = None
-
-
-_head = msgspec.json.Decoder(_Head).decode
-
-
 class Survey:
     """Looks at every record of a scan, in its order."""
 
@@ -115,29 +108,35 @@ class Survey:
         # Of one namespace: checkpoints whose parent does not come before them, and the values by version.
         self._early: list[Checkpoint] = []
         self._versions: dict[tuple[str, str], bytes] = {}
+        # By channel the last value that there was nothing to note about: most channels do not change.
+        self._harmless: dict[str, ValueRef] = {}
         self._checkpoints = self._writes = self._bytes = 0
-        self._buckets: dict[int, int] = {}
+        self._buckets: Counter[int] = Counter()
         self._largest: CheckpointSize | None = None
         self._threads: list[tuple[int, int, ThreadSize]] = []
         self._ended = 0
 
-    def see(self, record: Record) -> None:
-        """Take the next record."""
-        if record.thread_id != self._thread:
+    def take(self, chunk: Chunk) -> None:
+        """Take the next records."""
+        if chunk.thread_id != self._thread:
             self.end()
-            self._thread = record.thread_id
-        match record:
-            case Checkpoint():
-                self._checkpoint(record)
-            case Value():
-                self._bytes += len(record.data)
-                if record.type not in _PLAIN_TYPES:
-                    self._type(record.type, record)
-            case Write():
-                self._write(record)
-            case Reject():
-                # It cannot be read, but it is there.
-                self._parents.setdefault(hash((record.checkpoint_ns, record.checkpoint_id)), None)
+            self._thread = chunk.thread_id
+        if chunk.reject is not None:  # it cannot be read, but it is there
+            self._parents.setdefault(hash(chunk.reject[1:3]), None)
+            return
+        self._checkpoints += len(chunk.checkpoints)
+        self._writes += len(chunk.writes)
+        self._bytes += sum(chunk.sizes)
+        versions = iter(chunk.format_versions)
+        for state in chunk.states:
+            if isinstance(state, Checkpoint):
+                self._checkpoint(state, next(versions))
+            elif state.type not in _PLAIN_TYPES:
+                self._type(state.type, state)
+        if chunk.wholes:
+            self._size(chunk)
+        if chunk.writes:
+            self._look_at_writes(chunk.writes)
 
     def end(self) -> None:
         """All records of the thread were seen."""
@@ -158,8 +157,7 @@ class Survey:
             mine = self._found.setdefault(kind, replace(finding, count=0, examples=[]))
             mine.count += finding.count
             mine.examples += finding.examples[: EXAMPLES - len(mine.examples)]
-        for bits, count in other._buckets.items():
-            self._buckets[bits] = self._buckets.get(bits, 0) + count
+        self._buckets.update(other._buckets)
         if self._largest is None or (other._largest and other._largest.bytes > self._largest.bytes):
             self._largest = other._largest
         for size, ended, thread in other._threads:
@@ -185,36 +183,41 @@ class Survey:
         if count:
             self._finding("json").count += count
 
-    def _checkpoint(self, record: Checkpoint) -> None:
+    def _checkpoint(self, record: Checkpoint, version: object) -> None:
         if record.checkpoint_ns != self._ns:
             self._end_namespace()
             self._ns = record.checkpoint_ns
-        size = inside = len(record.body) + len(record.metadata)
-        versions = self._versions
+        harmless = self._harmless
+        if others := [ref for ref in record.values if harmless.get(ref[0]) is not ref]:
+            self._look_at_values(record, others)
+        self._lineage(record)
+        if isinstance(version, int | float) and version < _FORMAT_VERSION:
+            self._note("old-format", f"{describe(record)}, format version {version}")
+
+    def _look_at_values(self, record: Checkpoint, refs: Sequence[ValueRef]) -> None:
         changed: str | None = None
-        for channel, version, type_, digest, data, of_value, _ in record.values:
-            size += of_value
-            if data is not None:
-                inside += of_value
-                if type_ not in _PLAIN_TYPES:
-                    self._type(type_, record)
+        for ref in refs:
+            channel, version, type_, digest, data, _, _ = ref
+            if data is not None and type_ not in _PLAIN_TYPES:
+                self._type(type_, record)
+            elif version is not None and (data is None or len(data) <= INLINE_BYTES):
+                self._harmless[channel] = ref
             if version is None:
                 if inline_json(type_, data or b"") is None:
                     self._note("no-version", f"{describe(record)}, channel {channel!r}")
-            elif versions.setdefault((channel, version), digest) != digest:
+            elif self._versions.setdefault((channel, version), digest) != digest:
                 changed = channel
+                self._harmless.pop(channel, None)
         if changed is not None:
             self._note("changed-in-place", f"{describe(record)}, channel {changed!r}")
-        self._checkpoints += 1
-        self._bytes += inside
-        bits = size.bit_length()
-        self._buckets[bits] = self._buckets.get(bits, 0) + 1
-        if self._largest is None or size > self._largest.bytes:
-            self._largest = CheckpointSize(*record[:3], size)
-        self._lineage(record)
-        version = _head(record.body).v
-        if isinstance(version, int | float) and version < _FORMAT_VERSION:
-            self._note("old-format", f"{describe(record)}, format version {version}")
+
+    def _size(self, chunk: Chunk) -> None:
+        """Note how large checkpoints are, with all that they hold."""
+        self._buckets.update(map(int.bit_length, chunk.wholes))
+        largest = max(chunk.wholes)
+        if self._largest is None or largest > self._largest.bytes:
+            record = chunk.checkpoints[chunk.wholes.index(largest)]
+            self._largest = CheckpointSize(*record[:3], largest)
 
     def _lineage(self, record: Checkpoint) -> None:
         key = hash((record.checkpoint_ns, record.checkpoint_id))
@@ -243,14 +246,17 @@ class Survey:
         self._ns = None
         self._early.clear()
         self._versions.clear()
+        self._harmless.clear()
 
-    def _write(self, record: Write) -> None:
-        self._writes += 1
-        self._bytes += len(record.data or b"")
-        if record.type not in _PLAIN_TYPES:
-            self._type(record.type, record)
-        if hash((record.checkpoint_ns, record.checkpoint_id)) not in self._parents:
-            self._note("orphaned-write", describe(record))
+    def _look_at_writes(self, writes: Sequence[Write]) -> None:
+        checkpoints = map(hash, {write[1:3] for write in writes})
+        if self._parents.keys() >= set(checkpoints) and _PLAIN_TYPES.issuperset([w.type for w in writes]):
+            return
+        for write in writes:
+            if write.type not in _PLAIN_TYPES:
+                self._type(write.type, write)
+            if hash(write[1:3]) not in self._parents:
+                self._note("orphaned-write", describe(write))
 
     def _type(self, type_: str, record: Record) -> None:
         self._note("pickle", f"{describe(record)}, type {type_!r}")

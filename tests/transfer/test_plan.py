@@ -448,13 +448,17 @@ def _at(thread: str, ns: str, checkpoint_id: str) -> Any:
 
 def test_memory_stays_bounded_by_a_namespace(tmp_path: Path) -> None:
     """Thousands of threads leave no more behind than the ten largest."""
+    from persistence.transfer.chunks import chunked
     from persistence.transfer.records import Checkpoint
     from persistence.transfer.survey import Survey
 
     survey = Survey()
+    records = []
     for number in range(5_000):
         for step in range(3):
-            survey.see(Checkpoint(f"{number:06}", "", str(step), None, b'{"v":4}', b"{}", {}, ()))
+            records.append(Checkpoint(f"{number:06}", "", str(step), None, b'{"v":4}', b"{}", {}, ()))
+    for chunk in chunked(records):
+        survey.take(chunk)
     survey.end()
     held = [value for value in vars(survey).values() if isinstance(value, dict | list)]
     assert sum(map(len, held)) < 20

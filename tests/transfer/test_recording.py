@@ -22,7 +22,7 @@ from persistence.backends.sqlite.transfer import SqliteSource
 from persistence.errors import TransferError
 from persistence.registry import provider_for
 from persistence.settings import get_settings
-from persistence.transfer import Options, recording
+from persistence.transfer import Options, chunks, recording
 from persistence.transfer.recording import Recording
 from tests.transfer import graphs, make
 from tests.transfer.conftest import rows
@@ -63,10 +63,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many batches, segments and parts, all of them written after the reading."""
+    """Many batches, segments, chunks and parts, all of them written after the reading."""
     monkeypatch.setattr("persistence.transfer.ahead.LIMIT", -1)
     monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
     monkeypatch.setattr(recording, "PART_BYTES", 1_000)
+    monkeypatch.setattr(chunks, "_ROOM", 20_000)
 
 
 @pytest.fixture

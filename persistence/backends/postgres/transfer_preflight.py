@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
+from operator import eq, itemgetter
 
 from persistence.backends.postgres.transfer_rows import Rows
 from persistence.backends.postgres.transfer_versions import Versions, is_marked
-from persistence.transfer.canonical import decode_json, has_nul
+from persistence.transfer.canonical import has_nul
+from persistence.transfer.chunks import Chunk, format_version
 from persistence.transfer.preflight import Findings
 from persistence.transfer.records import Checkpoint, Problem, Record, Value, ValueRef, Write
 
@@ -16,7 +18,7 @@ _KEY_BYTES = 2_600
 _BYTEA_BYTES = 1_000_000_000
 _JSON_BYTES = 200_000_000
 _INT4 = range(-(2**31), 2**31)
-_USUAL_VERSION = re.compile(rb',"v":[0-9]+,"versions_seen":{').search
+_NUMBERS = frozenset({int, float, bool})
 
 
 class PostgresPreflight(Findings):
@@ -62,15 +64,42 @@ class PostgresPreflight(Findings):
             case _:
                 super().see(record)
 
-    def _checkpoint(self, record: Checkpoint) -> None:
+    def take(self, chunk: Chunk) -> None:
+        """See :class:`persistence.transfer.records.Preflight`."""
+        if chunk.reject is not None or self._may_repeat(chunk) or not _is_usual(chunk):
+            super().take(chunk)
+            return
+        for checkpoint in chunk.checkpoints:
+            self._enter(checkpoint)
+            self._versions.see(checkpoint)
+        if chunk.writes:
+            self._before = chunk.writes[-1][:5]
+        elif chunk.checkpoints:
+            self._before = chunk.checkpoints[-1][:3]
+
+    def _may_repeat(self, chunk: Chunk) -> bool:
+        """Whether a row may have the key of the one before it; see :meth:`once`."""
+        ids = [record[2] for record in chunk.checkpoints]
+        writes = list(map(_varying, chunk.writes))
+        return (
+            any(map(eq, ids, ids[1:]))
+            or any(map(eq, writes, writes[1:]))
+            or (bool(ids) and chunk.checkpoints[0][:3] == self._before)
+            or (bool(writes) and chunk.writes[0][:5] == self._before)
+        )
+
+    def _enter(self, record: Checkpoint) -> None:
         if (place := record[:2]) != self._place:
             self._end()
             self._place = place
+
+    def _checkpoint(self, record: Checkpoint) -> None:
+        self._enter(record)
         key = record[:3]
         self.once(record, key)
         if not _is_plain(*key, record.parent_id or ""):
             self._text(record, *key, also=(record.parent_id or "",))
-        if not _USUAL_VERSION(record.body) and not _has_version(record.body):
+        if type(format_version(record.body)) not in _NUMBERS:
             self.note("the checkpoint names no format version (v), which the Postgres saver needs", record)
         for name, text in (("checkpoint", record.body), ("metadata", record.metadata)):
             if has_nul(text):
@@ -80,8 +109,8 @@ class PostgresPreflight(Findings):
         size = 0
         for channel, version, _, _, data, of_value, _ in record.values:
             size += of_value
-            if data is not None and not _is_plain(*place, channel, version or ""):
-                self._text(record, *place, channel, version or "")
+            if data is not None and not _is_plain(*key[:2], channel, version or ""):
+                self._text(record, *key[:2], channel, version or "")
         self._versions.see(record)
         if len(record.body) + size * 4 // 3 > _JSON_BYTES:
             refs = tuple(ref._replace(data=None) for ref in record.values)
@@ -92,9 +121,9 @@ class PostgresPreflight(Findings):
         self._end()
         self.as_it_came, self._as_it_came = self._as_it_came, True
 
-    def row(self, record: Value | Checkpoint | Write) -> bytes | None:
+    def rows(self, chunk: Chunk) -> list[bytes]:
         """See :class:`persistence.transfer.recording.Finishing`."""
-        return None if self._rows is None else self._rows.row(record)
+        return [] if self._rows is None else self._rows.rows(chunk)
 
     def merge(self, other: Findings) -> None:
         """See :class:`persistence.transfer.records.Preflight`; what became the blobs, too."""
@@ -140,14 +169,45 @@ class PostgresPreflight(Findings):
             self.note("a value is larger than a Postgres field can be", record)
 
 
-def _has_version(body: bytes) -> bool:
-    return isinstance(decode_json(body).get("v"), int | float)
+def _is_usual(chunk: Chunk) -> bool:
+    """Whether nothing can be wrong with any of these records, but that a key comes twice: nearly always."""
+    numbers = [write.idx for write in chunk.writes] or [0]
+    return (
+        max(chunk.sizes + chunk.wholes) * 4 // 3 <= _JSON_BYTES
+        and min(numbers) in _INT4
+        and max(numbers) in _INT4
+        and _NUMBERS.issuperset(map(type, chunk.format_versions))
+        and not any(has_nul(record.body) or has_nul(record.metadata) for record in chunk.checkpoints)
+        and _are_plain(_texts(chunk))
+    )
+
+
+_varying = itemgetter(4, 3, 2)
+"""Of a write's key what differs most often, that first."""
+_texts_of_write = itemgetter(0, 1, 2, 3, 5, 6)
+
+
+def _texts(chunk: Chunk) -> list[str]:
+    """All that can be wrong with ids and names, of each record and of each value within a checkpoint."""
+    thread = chunk.thread_id
+    within = {(c[1], ref[0], ref[1] or "") for c in chunk.checkpoints for ref in c[7] if ref[4] is not None}
+    return [
+        *map("".join, map(_texts_of_write, chunk.writes)),
+        *[
+            f"{thread}{state[1]}{state[2]}{state[3]}" for state in chunk.states
+        ],  # of a parent that is none, too
+        *[f"{thread}{ns}{channel}{version}" for ns, channel, version in within],
+    ]
+
+
+def _are_plain(texts: Sequence[str]) -> bool:
+    """Whether nothing can be wrong with these, however they are used: nearly always."""
+    whole = "".join(texts)
+    return max(map(len, texts)) * 4 <= _KEY_BYTES and "\0" not in whole and "\\" not in whole
 
 
 def _is_plain(*texts: str) -> bool:
-    """Whether nothing can be wrong with these, however they are used: nearly always."""
-    whole = "".join(texts)
-    return len(whole) * 4 <= _KEY_BYTES and "\0" not in whole and "\\" not in whole
+    return _are_plain(["".join(texts)])
 
 
 def _marker_bytes(ref: ValueRef) -> int:

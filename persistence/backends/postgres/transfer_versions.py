@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -46,10 +45,10 @@ class Held(NamedTuple):
 Chosen = Mapping[tuple[str, str | None], Held | None]
 """What the blob of a channel's version holds, where that had to be chosen; ``None``: there is no blob."""
 _NOTHING_CHOSEN: Chosen = {}
+_NOTHING = (None, None)
 
 
-@dataclass(slots=True)
-class _Version:
+class _Version(msgspec.Struct):
     """What the checkpoints at one version hold."""
 
     newest: ValueRef | None
@@ -89,30 +88,54 @@ class Versions:
         self._special: dict[tuple[str, str], Chosen] = {}
         self._carrying: set[tuple[str, str]] = set()
         self._seen: dict[tuple[str, str], _Version] = {}
+        # By channel the version that the last checkpoint has and, where it has its newest value, what is at
+        # it: that this checkpoint is one that has it is noted once another one has not.
+        self._now: dict[str, tuple[str | None, _Version | None]] = {}
+        self._last_id = ""
 
     def see(self, record: Checkpoint) -> None:
         """Take the next checkpoint of the namespace."""
         held = {ref[0]: ref for ref in record.values}
-        checkpoint_id = record.checkpoint_id
+        now = self._now
         for key in record.versions.items():
             ref = held.get(key[0])
-            seen = self._seen.get(key)
-            if seen is not None and seen.newest is ref:  # most often, as most channels do not change
-                seen.checkpoint_id = checkpoint_id
-                continue
-            needs_blob = False
-            if ref is not None:
-                needs_blob = self._all_blobs or ref.data is None or inline_json(ref.type, ref.data) is None
-                if needs_blob and ref.data is not None:
-                    self._carrying.add(record[:2])
-                    ref = ref._replace(data=b"")
-            if seen is None:
-                self._seen[key] = _Version(ref, checkpoint_id, needs_blob)
-            else:
-                seen.see(ref, checkpoint_id, needs_blob=needs_blob)
+            version, seen = now.get(key[0], _NOTHING)
+            if seen is not None:
+                if seen.newest is ref and version == key[1]:  # most channels do not change
+                    continue
+                seen.checkpoint_id = self._last_id
+            now[key[0]] = (key[1], self._changed(record, key, ref))
+        if len(now) > len(record.versions):
+            self._leave(now.keys() - record.versions.keys())
+        self._last_id = record.checkpoint_id
+
+    def _changed(self, record: Checkpoint, key: tuple[str, str], ref: ValueRef | None) -> _Version | None:
+        """A channel has another version or value than in the checkpoint before."""
+        seen = self._seen.get(key)
+        if seen is not None and seen.newest is ref:
+            return seen
+        needs_blob = False
+        if ref is not None:
+            needs_blob = ref.data is None or self._all_blobs or inline_json(ref.type, ref.data) is None
+            if needs_blob and ref.data is not None:
+                self._carrying.add(record[:2])
+                ref = ref._replace(data=b"")
+        if seen is None:
+            seen = self._seen[key] = _Version(ref, record.checkpoint_id, needs_blob)
+        else:
+            seen.see(ref, record.checkpoint_id, needs_blob=needs_blob)
+        return seen if seen.newest is ref else None
+
+    def _leave(self, channels: Iterable[str]) -> None:
+        """The last checkpoint was the last one, for now, to have these channels."""
+        for channel in list(channels):
+            _, seen = self._now.pop(channel)
+            if seen is not None:
+                seen.checkpoint_id = self._last_id
 
     def end(self, place: tuple[str, str]) -> list[tuple[str, str]]:
         """The namespace has no more checkpoints; its channels and versions of which the blob was chosen."""
+        self._leave(self._now)
         several = [key for key, seen in self._seen.items() if seen.needs_blob and seen.several]
         if several:
             self._special[place] = {key: self._seen[key].held() for key in several}

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -26,14 +27,14 @@ from persistence.backends.sqlite.transfer_file import (
 from persistence.backends.sqlite.transfer_store import SqliteStoreSource, has_table
 from persistence.errors import SourceError
 from persistence.transfer.canonical import (
+    Facts,
     NotCanonicalError,
     body_fields,
     canonical_json,
     content_hash,
-    inline_json,
-    is_delta,
-    msgpack_value,
+    facts,
     split_usual,
+    typed_facts,
     version_text,
 )
 from persistence.transfer.formats import Formats, Typed
@@ -187,7 +188,7 @@ class SqliteSource:
         """See :class:`persistence.transfer.records.Source`."""
         with self._unchanged():
             for thread in [None] if threads is None else self._stored(threads):
-                yield from self._merge(thread, data=data)
+                yield from chain.from_iterable(self._merge(thread, data=data))
 
     def _stored(self, threads: Sequence[str]) -> Iterator[str | bytes]:
         """What threads are called in the file: one may only have got its name by us."""
@@ -265,10 +266,11 @@ class SqliteSource:
 
     def _merge(
         self, thread: str | bytes | None, *, data: bool, after: tuple[int, int] | None = None
-    ) -> Iterator[Record]:
+    ) -> Iterator[Iterator[Record]]:
         """Each thread's checkpoints, then its writes: two cursors over the two primary keys.
 
-        With ``after`` only the rows of one thread that came after these rowids, one for each table.
+        Each part is to be read before the next one is asked for. With ``after`` only the rows of one thread
+        that came after these rowids, one for each table.
         """
         checkpoints = _by_thread(self._checkpoint_rows(thread, after and after[0]))
         writes = _by_thread(self._write_rows(thread, after and after[1]))
@@ -276,10 +278,10 @@ class SqliteSource:
         while next_checkpoints or next_writes:
             current = min(group[0] for group in (next_checkpoints, next_writes) if group)
             if next_checkpoints and next_checkpoints[0] == current:
-                yield from ThreadReader(current, self._formats).checkpoints(next_checkpoints[1], data=data)
+                yield ThreadReader(current, self._formats).checkpoints(next_checkpoints[1], data=data)
                 next_checkpoints = next(checkpoints, None)
             if next_writes and next_writes[0] == current:
-                yield from (write_of(row, self._formats, data=data) for row in next_writes[1])
+                yield (write_of(row, self._formats, data=data) for row in next_writes[1])
                 next_writes = next(writes, None)
 
     def _checkpoint_rows(self, thread: str | bytes | None, after: int | None) -> Iterator[tuple[Any, ...]]:
@@ -347,7 +349,7 @@ def _where(thread: str | bytes | None, after: int | None) -> tuple[str, tuple[ob
 
 class _Cached(NamedTuple):
     version: str | None
-    raw: bytes
+    raw: msgspec.Raw
     ref: ValueRef
 
 
@@ -401,26 +403,25 @@ class ThreadReader:
         values: list[Value] = []
         new = values if data else None
         refs: list[ValueRef] = []
+        before = self._last
         for channel in sorted(channels):
-            raw, version, last = bytes(channels[channel]), versions.get(channel), self._last.get(channel)
-            if last is None or last[0] != version or last[1] != raw:
-                last = _Cached(version, raw, self._typed(channel, version, *msgpack_value(raw), new))
-                self._last[channel] = last
+            raw, version, last = channels[channel], versions.get(channel), before.get(channel)
+            if last is None or last[1] != raw or last[0] != version:
+                held = bytes(raw)  # without the rest of the row
+                ref = self._ref(channel, version, facts(held), new)
+                last = before[channel] = make(_Cached, (version, msgspec.Raw(held), ref))
             refs.append(last[2])
         if typed:
             for channel, value in sorted(typed.items()):
-                refs.append(self._typed(channel, versions.get(channel), *value, new))
+                refs.append(self._ref(channel, versions.get(channel), typed_facts(*value), new))
             refs.sort()
         fields = (*row[:4], body_json, _metadata(metadata), versions, tuple(refs))
         return values, make(Checkpoint, fields)
 
-    def _typed(
-        self, channel: str, version: str | None, type_: str, data: bytes, new: list[Value] | None
-    ) -> ValueRef:
+    def _ref(self, channel: str, version: str | None, value: Facts, new: list[Value] | None) -> ValueRef:
         """What a checkpoint holds; a value that was not sent before is added to ``new``."""
-        digest = content_hash(data)
-        delta = type_ == "msgpack" and is_delta(data)
-        if version is None or inline_json(type_, data) is not None:
+        type_, data, digest, delta, scalar = value
+        if version is None or scalar:
             return make(ValueRef, (channel, version, type_, digest, data, len(data), delta))
         if new is not None and (key := (channel, version, type_, digest)) not in self._sent:
             self._sent.add(key)

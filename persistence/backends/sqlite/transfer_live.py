@@ -16,6 +16,7 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -103,9 +104,8 @@ class LiveSnapshot(SqliteSource):
         """The rows above the stamp's marks."""
         checkpoint, write = _marks(before)
         with self._reading():
-            yield from self._merge(
-                before.thread_id, data=True, after=(checkpoint, -1 if all_writes else write)
-            )
+            after = (checkpoint, -1 if all_writes else write)
+            yield from chain.from_iterable(self._merge(before.thread_id, data=True, after=after))
 
     def noted(self, after: int) -> tuple[set[str], int]:
         """See :class:`persistence.transfer.live.Snapshot`."""
