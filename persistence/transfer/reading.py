@@ -6,6 +6,7 @@ is the same, whoever read them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -181,14 +182,21 @@ class Digesting:
 def _digest(
     sides: Sequence[Source], threads: Sequence[str | ThreadDigest], tell: Tell
 ) -> list[list[ThreadDigest]]:
-    ids = [one if isinstance(one, str) else one.thread_id for one in threads]
+    ids = _ids(threads)
+    asked = [side.records(ids, data=False) for side in sides]  # a server begins with it at once
     counts = Telling(tell)
-    found = []
-    for number, side in enumerate(sides):
-        records = side.records(ids, data=False)
-        found.append(list(digests(counted(records, counts) if number == 0 else records)))
+    found = [_digests(records, counts, number) for number, records in enumerate(asked)]
     counts.tell()
     return found
+
+
+def _ids(threads: Sequence[str | ThreadDigest]) -> list[str]:
+    return [one if isinstance(one, str) else one.thread_id for one in threads]
+
+
+def _digests(records: Iterator[Record], counts: Telling, number: int) -> list[ThreadDigest]:
+    """What is read of the first side is counted."""
+    return list(digests(counted(records, counts) if number == 0 else records))
 
 
 def digest_by(
@@ -196,7 +204,30 @@ def digest_by(
 ) -> Iterator[tuple[list[T], list[list[ThreadDigest]]]]:
     """The digests that each side has of threads, some at a time; what is read of the first side is told."""
     opens = divided(*sides) if crew.count > 1 else None
+    if opens is None:
+        yield from _digest_alone(sides, pieces, told)
+        return
     here = Digesting([itself(side) for side in sides])
-    for done in crew.each(here, Digesting(opens) if opens is not None else None, pieces, told):
+    for done in crew.each(here, Digesting(opens), pieces, told):
         pieces.took(done.piece, done.seconds)
         yield done.piece, done.result
+
+
+def _digest_alone(
+    sides: Sequence[Source], pieces: Pieces[T], told: Tell
+) -> Iterator[tuple[list[T], list[list[ThreadDigest]]]]:
+    """As :func:`digest_by`. A side is asked for the next piece as soon as it has answered for one."""
+    left, counts = iter(pieces), Telling(told)
+    piece = next(left, None)
+    asked = [side.records(_ids(piece), data=False) for side in sides] if piece else []
+    while piece is not None:
+        began, following = time.monotonic(), next(left, None)
+        found, then = [], []
+        for number, (side, records) in enumerate(zip(sides, asked, strict=True)):
+            if following is not None:
+                then.append(side.records(_ids(following), data=False))
+            found.append(_digests(records, counts, number))
+        counts.tell()
+        pieces.took(piece, time.monotonic() - began)
+        yield piece, found
+        piece, asked = following, then

@@ -201,7 +201,7 @@ def test_the_lock_is_lost(source: str, file: str, monkeypatch: pytest.MonkeyPatc
 
     def lose(locked: transfer_live.LockedSnapshot, target: str) -> None:
         seal(locked, target)
-        execute(source, f"SELECT pg_terminate_backend({locked._conn.info.backend_pid}, 60000)")
+        execute(source, f"SELECT pg_terminate_backend({locked.conn.info.backend_pid}, 60000)")
 
     monkeypatch.setattr(transfer_live.LockedSnapshot, "seal", lose)
     with pytest.raises(PersistenceError, match="lost the connection"):

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from persistence.backends.postgres.transfer_source import Blob, checkpoint_of
+from persistence.backends.postgres.transfer_source import checkpoint_of
 from persistence.errors import TransferError
 from persistence.transfer.canonical import is_delta
 from persistence.transfer.formats import Formats
 from persistence.transfer.keys import Key, marked, pack_part
 from persistence.transfer.live import Change, Place, Stamp, claimed
-from persistence.transfer.records import Checkpoint, Reject, Value, Write
+from persistence.transfer.records import Checkpoint, Reject, Value, ValueRef, Write
 
 if TYPE_CHECKING:
     from psycopg import Cursor
@@ -178,7 +178,7 @@ def _checkpoints(
     versions = {
         (*row[:2], *version) for row in rows for version in checkpoint_of(row, {}, formats).versions.items()
     }
-    held: dict[tuple[str, str], dict[tuple[str, str], Blob | str]] = {}
+    held: dict[tuple[str, str], dict[tuple[str, str | None], ValueRef | str]] = {}
     if versions:
         cursor.execute(_BLOBS.encode(), [list(formats.plain_types), *_columns(list(versions))])
         for thread, ns, channel, version, type_, digest, start, size, blob in cursor.fetchall():
@@ -186,7 +186,8 @@ def _checkpoints(
                 type_, blob = formats.value("value", type_, blob)
                 digest, start, size = hashlib.sha256(blob).digest(), blob[:6], len(blob)
             delta = type_ == "msgpack" and is_delta(bytes(start or b""))
-            held.setdefault((thread, ns), {})[channel, version] = Blob(type_, digest, size or 0, delta)
+            ref = ValueRef(channel, version, type_, digest, None, size or 0, delta)
+            held.setdefault((thread, ns), {})[channel, version] = ref
     for row in rows:
         yield checkpoint_of(row, held.get(row[:2], {}), formats)
 

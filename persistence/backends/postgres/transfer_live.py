@@ -26,20 +26,19 @@ from psycopg.rows import tuple_row
 
 from persistence.backends.postgres import seal
 from persistence.backends.postgres.connection import connect, translate
+from persistence.backends.postgres.transfer_cursors import Cursors, Where
 from persistence.backends.postgres.transfer_live_store import PostgresLiveStore
 from persistence.backends.postgres.transfer_source import (
     BLOBS,
     CHECKPOINTS,
-    Ahead,
-    Blob,
+    Groups,
     PostgresSource,
-    Where,
     checkpoint_of,
 )
 from persistence.errors import ConnectError, TransferError
 from persistence.transfer.canonical import NotCanonicalError
 from persistence.transfer.live import Locked, Stamp
-from persistence.transfer.records import Record
+from persistence.transfer.records import Record, ValueRef
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -58,7 +57,6 @@ _PAUSE = 0.5
 _IDLE_SECONDS = 60
 _NONE = "-"
 """In place of a digest where there are no rows."""
-_STAMPS_AT_ONCE = 5_000
 _CHECKPOINTS_AT_ONCE = 50
 
 _ROWS = (
@@ -125,9 +123,7 @@ class LiveSnapshot(PostgresSource):
     def stamps(self) -> Iterator[Stamp]:
         """See :class:`persistence.transfer.live.Snapshot`."""
         with self.errors():
-            fetch = self.declare("stamps", _STAMPS.format(parts=_parts("")))
-            while rows := fetch(_STAMPS_AT_ONCE):
-                yield from map(_stamp, rows)
+            yield from map(_stamp, self.cursors.each("stamps", _STAMPS.format(parts=_parts(""))))
 
     def keys(self) -> Iterator[Stamp]:
         """See :class:`persistence.transfer.live.Snapshot`: a stamp shows all that a watch would."""
@@ -167,14 +163,14 @@ class LiveSnapshot(PostgresSource):
 
     def _checkpoints(self, thread: str, ns: str, rows: Iterator[tuple[Any, ...]]) -> Iterator[Record]:
         """Checkpoints of a namespace, with all the values that they refer to."""
-        held: dict[tuple[str, str], Blob | str] = {}
+        held: dict[tuple[str, str | None], ValueRef | str] = {}
         seen: set[tuple[str, str]] = set()
         while some := list(islice(rows, _CHECKPOINTS_AT_ONCE)):
             versions = {version for row in some for version in self._versions(row)} - seen
             seen |= versions
             columns = [[one[n] for one in versions] for n in range(2)]
-            blobs = Ahead(self.rows(BLOBS, Where(_OF_VERSIONS, (thread, ns, *columns))))
-            yield from self.namespace(thread, ns, blobs, Ahead(iter(some)), held, data=True)
+            blobs = Groups(self.rows(BLOBS, Where(_OF_VERSIONS, (thread, ns, *columns))), 2)
+            yield from self.namespace(thread, ns, blobs, Groups(iter(some), 2), held, data=True)
 
     def _versions(self, row: tuple[Any, ...]) -> list[tuple[str, str]]:
         with suppress(NotCanonicalError):  # a reject, which has no values
@@ -191,7 +187,7 @@ class LiveSnapshot(PostgresSource):
 
     def live_store(self) -> PostgresLiveStore:
         """See :class:`persistence.transfer.live.Snapshot`."""
-        return PostgresLiveStore(self, self._conn, self._provider.settings.db_schema)
+        return PostgresLiveStore(self, self.conn, self._provider.settings.db_schema)
 
 
 class _Lock(NamedTuple):
@@ -206,7 +202,7 @@ class LockedSnapshot(LiveSnapshot):
 
     def __init__(self, provider: Provider, conn: Connection[Any], lock: _Lock) -> None:
         super().__init__(provider)
-        self._conn = conn
+        self.cursors = Cursors(conn)
         self._locked = {place[:2] for place in lock.tables}
         self.began = lock.began
 
@@ -224,9 +220,7 @@ class LockedSnapshot(LiveSnapshot):
         Raises:
             TransferError: Tables of the store were made since the lock was taken.
         """
-        there = {
-            place[:2] for place in seal.places(self._conn, self._provider.settings.db_schema, seal.STORE)
-        }
+        there = {place[:2] for place in seal.places(self.conn, self._provider.settings.db_schema, seal.STORE)}
         if not there <= self._locked:
             raise TransferError(
                 f"the store of {self.label} was set up during the cut-over",
@@ -236,8 +230,8 @@ class LockedSnapshot(LiveSnapshot):
 
     def seal(self, target: str) -> None:
         """See :class:`persistence.transfer.live.Locked`."""
-        self._conn.execute("CLOSE ALL")  # cursors that were read to their end
-        seal.seal(self._conn, self._provider.settings.db_schema, target)
+        self.cursors.close()
+        seal.seal(self.conn, self._provider.settings.db_schema, target)
 
     def unwatch(self) -> None:
         """See :class:`persistence.transfer.live.Locked`."""

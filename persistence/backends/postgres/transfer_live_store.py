@@ -13,7 +13,6 @@ from persistence.backends.postgres.transfer_store import PostgresStoreSource, he
 from persistence.transfer.items import BadItem, Item, Key
 from persistence.transfer.live_store import ItemStamp
 
-_AT_ONCE = 5_000
 _STAMPS = """
 SELECT prefix, key, hash_record_extended(line, 0) || '.' || hash_record_extended(line, 1), size
 FROM (
@@ -48,10 +47,9 @@ class PostgresLiveStore(PostgresStoreSource):
         ttl = "s.expires_at, s.ttl_minutes" if self._layout.has_ttl else "NULL::timestamptz, NULL::int"
         vectors = _NO_VECTORS if self._layout.vector_type is None else _VECTORS
         with self._source.errors():
-            fetch = self._source.declare("item_stamps", _STAMPS.format(ttl=ttl, vectors=vectors))
-            while rows := fetch(_AT_ONCE):
-                for prefix, key, text, size in rows:
-                    yield ItemStamp(prefix, key, text, int(size))
+            statement = _STAMPS.format(ttl=ttl, vectors=vectors)
+            for prefix, key, text, size in self._source.cursors.each("item_stamps", statement):
+                yield ItemStamp(prefix, key, text, int(size))
 
     def some(self, keys: Sequence[Key]) -> Mapping[Key, Item | BadItem]:
         """See :class:`persistence.transfer.live_store.LiveStore`."""
@@ -60,5 +58,5 @@ class PostgresLiveStore(PostgresStoreSource):
 
     def seal(self, target: str) -> None:
         """See :class:`persistence.transfer.live_store.LiveStore`."""
-        self._conn.execute("CLOSE ALL")  # cursors that were read to their end
+        self._source.cursors.close()
         seal.seal_store(self._conn, self._schema, target)

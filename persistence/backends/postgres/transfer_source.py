@@ -8,10 +8,12 @@ our own savers (see ``persistence.backends.postgres.markers``) over a blob.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from functools import lru_cache, partial
+from itertools import chain, groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import psycopg
@@ -26,6 +28,7 @@ from persistence.backends.postgres.connection import (
     translate,
 )
 from persistence.backends.postgres.markers import is_marker, unmark
+from persistence.backends.postgres.transfer_cursors import Cursors, Cut, Query, Row, Where
 from persistence.errors import SchemaError, SourceError
 from persistence.transfer.canonical import (
     NotCanonicalError,
@@ -51,32 +54,8 @@ if TYPE_CHECKING:
     from persistence.transfer.semantic import Official
     from persistence.transfer.workers import Open
 
-_FETCH = 500
-_FETCH_BYTES = 4_000_000
 _THREADS_AT_ONCE = 5_000
-
-
-class Where(NamedTuple):
-    """A condition beside those that a query has, and its parameters."""
-
-    text: str = ""
-    args: tuple[object, ...] = ()
-
-
 _EVERYWHERE = Where()
-
-
-class Query(NamedTuple):
-    """A table in order: COLLATE "C" is that of UTF-8 bytes, whatever the database's own collation."""
-
-    name: str
-    columns: str
-    """With a place for the column that is only wanted with the data."""
-    data: str
-    size: str
-    """About how many bytes a row sends."""
-    rest: str
-
 
 # The hashes are computed in the database, so that checking a remote one does not carry its data over.
 BLOBS = Query(
@@ -93,7 +72,9 @@ CHECKPOINTS = Query(
     "checkpoints",
     "thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint::text, metadata::text",
     "",
-    "4 * (pg_column_size(checkpoint) + pg_column_size(metadata))",  # it may be stored compressed
+    # As text it is about as long as in binary, where that is not compressed.
+    "pg_column_size(checkpoint) * CASE WHEN pg_column_compression(checkpoint) IS NULL THEN 1 ELSE 4 END"
+    " + pg_column_size(metadata) * CASE WHEN pg_column_compression(metadata) IS NULL THEN 1 ELSE 4 END",
     """FROM checkpoints WHERE true {where}
 ORDER BY thread_id COLLATE "C", checkpoint_ns COLLATE "C", checkpoint_id COLLATE "C"
 """,
@@ -151,18 +132,17 @@ class PostgresSource:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack, self.errors():
-            self._conn: Connection[Any] = stack.enter_context(
-                closing(connect(self._provider.dsn, self._provider.settings))
-            )
+            conn = stack.enter_context(closing(connect(self._provider.dsn, self._provider.settings)))
             # One snapshot for all statements, and no limit of time while the other side is busy.
-            self._conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            conn.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             if self._snapshot is not None:
                 name = sql.Literal(self._snapshot)
-                self._conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(name))
-            self._conn.execute(_DISTRIBUTED)
-            lift_time_limits(self._conn.cursor())
+                conn.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(name))
+            conn.execute(_DISTRIBUTED)
+            lift_time_limits(conn.cursor())
             # Where a policy would hide rows, an error: what is not seen is neither moved nor compared.
-            self._conn.execute("SET LOCAL row_security = off")
+            conn.execute("SET LOCAL row_security = off")
+            self.cursors = Cursors(conn)
             self._stack = stack.pop_all()
         return self
 
@@ -170,15 +150,22 @@ class PostgresSource:
     def on(cls, conn: Connection[Any], label: str, formats: Formats) -> PostgresSource:
         """What a transaction of somebody else's sees."""
         source = cls.__new__(cls)
-        source.label, source._conn, source._formats = label, conn, formats
+        source.label, source.cursors, source._formats = label, Cursors(conn), formats
         return source
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(psycopg.Error):  # nothing was written, and all was read that was asked for
-            self._conn.rollback()
+        self.cursors.abandon()
+        with suppress(psycopg.Error):  # nothing was written, and all was read that was wanted
+            self.cursors.conn.rollback()
         self._stack.close()
+
+    @property
+    def conn(self) -> Connection[Any]:
+        """The connection, with nothing under way on it."""
+        self.cursors.settle()
+        return self.cursors.conn
 
     def share(self) -> Open:
         """See :mod:`persistence.transfer.workers`; it lasts as long as this snapshot."""
@@ -190,7 +177,7 @@ class PostgresSource:
     def database(self) -> str:
         """See :class:`persistence.transfer.records.Source`."""
         with self.errors():
-            return database_identity(self._conn)
+            return database_identity(self.conn)
 
     @property
     def encrypted(self) -> bool:
@@ -243,14 +230,12 @@ class PostgresSource:
         """See :class:`persistence.transfer.records.Source`."""
         from persistence.backends.postgres.transfer_official import PostgresOfficial
 
-        return PostgresOfficial(self._conn, self._provider.settings, self.errors)
+        return PostgresOfficial(self.conn, self._provider.settings, self.errors)
 
     def threads(self) -> Iterator[str]:
         """See :class:`persistence.transfer.records.Source`."""
         with self.errors():
-            fetch = self.declare("threads", _THREADS)
-            while rows := fetch(_THREADS_AT_ONCE):
-                yield from (row[0] for row in rows)
+            yield from (row[0] for row in self.cursors.each("threads", _THREADS))
 
     def count(self, threads: Sequence[str] | None = None) -> int:
         """See :class:`persistence.transfer.records.Source`."""
@@ -265,49 +250,57 @@ class PostgresSource:
             return sum(rows.fetchall()[0][0] for rows in each)
 
     def records(self, threads: Sequence[str] | None = None, *, data: bool = True) -> Iterator[Record]:
-        """See :class:`persistence.transfer.records.Source`."""
-        with self.errors():
-            if threads is None:
-                yield from self._some(None, data=data)
-                return
-            for some in _held(threads):
-                yield from self._some(some, data=data)
+        """See :class:`persistence.transfer.records.Source`. The server begins with them at once."""
+        if threads is None:
+            return self._merged(self._asked(_EVERYWHERE, data=data), data=data)
+        if not (some := _held(threads)):
+            return iter(())
+        first = self._merged(self._asked(_of_threads(some[0]), data=data), data=data)
+        return chain(first, *(self._later(others, data=data) for others in some[1:]))
 
     def store(self) -> PostgresStoreSource:
         """See :class:`persistence.transfer.records.Source`."""
         from persistence.backends.postgres.transfer_store import PostgresStoreSource
 
-        return PostgresStoreSource(self, self._conn, self._provider.settings.db_schema)
+        return PostgresStoreSource(self, self.conn, self._provider.settings.db_schema)
 
-    def _some(self, threads: Sequence[str] | None, *, data: bool) -> Iterator[Record]:
-        if not data and self._has_others is None:
-            others = self.cursor().execute(_OTHERS, {"plain": list(self._formats.plain_types)})
-            self._has_others = bool(others.fetchall()[0][0])
-        some = _EVERYWHERE if threads is None else Where("AND thread_id = ANY(%s)", (list(threads),))
-        blobs = Ahead(self.rows(BLOBS, some, data=data))
-        checkpoints = Ahead(self.rows(CHECKPOINTS, some, data=data))
-        writes = Ahead(self.rows(self.writes(), some, data=data))
-        while heads := [stream.row for stream in (blobs, checkpoints, writes) if stream.row]:
-            thread = min(row[0] for row in heads)
-            while heads := [s.row for s in (blobs, checkpoints) if s.row and s.row[0] == thread]:
-                ns = min(row[1] for row in heads)
-                yield from self.namespace(thread, ns, blobs, checkpoints, {}, data=data)
-            for row in writes.take((thread,)):
-                yield self.write(row, data=data)
+    def _later(self, threads: Sequence[str], *, data: bool) -> Iterator[Record]:
+        """Those of some threads, asked for when they are wanted."""
+        yield from self._merged(self._asked(_of_threads(threads), data=data), data=data)
+
+    def _asked(self, where: Where, *, data: bool) -> list[Iterator[Row]]:
+        """The rows of values, of checkpoints and of writes; the first ones are under way."""
+        with self.errors():
+            if not data and self._has_others is None:
+                others = self.cursor().execute(_OTHERS, {"plain": list(self._formats.plain_types)})
+                self._has_others = bool(others.fetchall()[0][0])
+            queries = (BLOBS, CHECKPOINTS, self.writes())
+            return self.cursors.asked(*(self._cut(query, where, data=data) for query in queries))
+
+    def _merged(self, rows: Sequence[Iterator[Row]], *, data: bool) -> Iterator[Record]:
+        """Rows of the three tables as records, in their order."""
+        with self.errors():
+            blobs, checkpoints, writes = Groups(rows[0], 2), Groups(rows[1], 2), Groups(rows[2], 1)
+            while heads := [stream.key for stream in (blobs, checkpoints, writes) if stream.key]:
+                thread = min(key[0] for key in heads)
+                while heads := [s.key for s in (blobs, checkpoints) if s.key and s.key[0] == thread]:
+                    ns = min(key[1] for key in heads)
+                    yield from self.namespace(thread, ns, blobs, checkpoints, {}, data=data)
+                yield from (self.write(row, data=data) for row in writes.take((thread,)))
 
     def namespace(
         self,
         thread: str,
         ns: str,
-        blobs: Ahead,
-        checkpoints: Ahead,
-        held: dict[tuple[str, str], Blob | str],
+        blobs: Groups,
+        checkpoints: Groups,
+        held: dict[tuple[str, str | None], ValueRef | str],
         *,
         data: bool,
     ) -> Iterator[Record]:
         """The next rows as records, values first; ``held`` gets those, by channel and version."""
         # Values that no checkpoint can refer to are no content; a thread may have nothing else.
-        data = data and checkpoints.row is not None and checkpoints.row[:2] == (thread, ns)
+        data = data and checkpoints.key == (thread, ns)
         for _, _, channel, version, type_, digest, start, size, blob in blobs.take((thread, ns)):
             if type_ not in self._formats.plain_types:
                 try:
@@ -317,7 +310,7 @@ class PostgresSource:
                     continue
                 digest, start, size = hashlib.sha256(blob).digest(), blob[:6], len(blob)
             delta = type_ == "msgpack" and is_delta(start or b"")
-            held[channel, version] = Blob(type_, digest, size or 0, delta)
+            held[channel, version] = make(ValueRef, (channel, version, type_, digest, None, size or 0, delta))
             if data:
                 yield Value(thread, ns, channel, version, type_, digest, blob or b"")
         for row in checkpoints.take((thread, ns)):
@@ -333,8 +326,10 @@ class PostgresSource:
             self._has_path = "task_path" in {column.name for column in columns}
         return _WRITES if self._has_path else _OLD_WRITES
 
-    def write(self, row: tuple[Any, ...], *, data: bool) -> Write | Reject:
+    def write(self, row: Row, *, data: bool) -> Write | Reject:
         """A row of writes as a record."""
+        if row[7] in self._formats.plain_types and row[8] is not None and (data or row[9] is None):
+            return make(Write, row)
         thread, ns, checkpoint, *_, channel, type_, digest, blob = row
         if type_ not in self._formats.plain_types or digest is None:
             try:
@@ -344,87 +339,52 @@ class PostgresSource:
             digest = hashlib.sha256(blob).digest()
         return make(Write, (*row[:7], type_, digest, blob if data else None))
 
-    def rows(
-        self, query: Query, where: Where = _EVERYWHERE, *, data: bool = True
-    ) -> Iterator[tuple[Any, ...]]:
-        """All rows in order, some at a time, so that memory stays bounded whatever their size."""
-        if query.data and self._has_others:
-            data = True
-        columns = query.columns.format(data=query.data if data else "NULL")
-        rest = query.rest.format(where=where.text)
-        rows = self.declare(query.name, f"SELECT {columns} {rest}", where.args)
-        if data or not query.data:
-            sizes = self.declare(f"{query.name}_sizes", f"SELECT {query.size} {rest}", where.args)
-            for count in _counts(sizes):
-                yield from rows(count)
-        else:
-            while some := rows(_FETCH):
-                yield from some
+    def rows(self, query: Query, where: Where = _EVERYWHERE, *, data: bool = True) -> Iterator[Row]:
+        """All rows in order, some at a time; the first ones are under way."""
+        return self.cursors.asked(self._cut(query, where, data=data))[0]
 
-    def declare(self, name: str, statement: str, args: Sequence[object] = ()) -> _Fetch:
-        """A server-side cursor; gives its next rows."""
-        cursor = self.cursor()
-        # One that an earlier call left, which may not have been read to its end.
-        if cursor.execute("SELECT 1 FROM pg_cursors WHERE name = %s", [f"transfer_{name}"]).fetchone():
-            cursor.execute(f"CLOSE transfer_{name}".encode())
-        declare = f"DECLARE transfer_{name} NO SCROLL CURSOR FOR {statement}"
-        cursor.execute(declare.encode(), args or None)
-        return lambda count: cursor.execute(f"FETCH {count} FROM transfer_{name}".encode()).fetchall()
+    def _cut(self, query: Query, where: Where, *, data: bool) -> Cut:
+        """What to select, and whether the rows may be large."""
+        data = data or self._has_others is True
+        columns = query.columns.format(data=query.data if data else "NULL")
+        return Cut(query, columns, where, sized=data or not query.data)
 
     def cursor(self) -> Cursor[tuple[Any, ...]]:
         """A cursor in the snapshot."""
-        return self._conn.cursor(binary=True, row_factory=tuple_row)
+        return self.conn.cursor(binary=True, row_factory=tuple_row)
 
     def errors(self) -> _ReadErrors:
         """A block in which the driver's errors become ours."""
         return _ReadErrors(self.label)
 
 
-def _held(threads: Sequence[str]) -> Iterator[list[str]]:
+def _held(threads: Sequence[str]) -> list[list[str]]:
     """Ids, some at a time. A thread whose id Postgres cannot hold is not there."""
     held = [thread for thread in threads if "\0" not in thread]
-    for start in range(0, len(held), _THREADS_AT_ONCE):
-        yield held[start : start + _THREADS_AT_ONCE]
+    return [held[start : start + _THREADS_AT_ONCE] for start in range(0, len(held), _THREADS_AT_ONCE)]
 
 
-_Fetch = Callable[[int], list[tuple[Any, ...]]]
+def _of_threads(threads: Sequence[str]) -> Where:
+    return Where("AND thread_id = ANY(%s)", (list(threads),))
 
 
-def _counts(sizes: _Fetch) -> Iterator[int]:
-    """How many rows to fetch, each time, so that they have a bounded number of bytes: or one row."""
-    count = total = 0
-    while rows := sizes(_FETCH):
-        for (size,) in rows:
-            if count and (count == _FETCH or total + (size or 0) > _FETCH_BYTES):
-                yield count
-                count = total = 0
-            count += 1
-            total += size or 0
-    if count:
-        yield count
+class Groups:
+    """Sorted rows in groups of those that begin with the same columns, with the next group in sight."""
 
+    def __init__(self, rows: Iterator[Row], columns: int) -> None:
+        self._groups = groupby(rows, itemgetter(slice(columns)))
+        self.key: tuple[str, ...] | None
+        self._rows: Iterator[Row]
+        self._advance()
 
-class Blob(NamedTuple):
-    """A value; where it cannot be shown, the reason stands in its place."""
+    def take(self, key: tuple[str, ...]) -> Iterator[Row]:
+        """The rows that begin with this key, if they are next."""
+        if self.key == key:
+            yield from self._rows
+            self._advance()
 
-    type: str
-    sha256: bytes
-    size: int
-    delta: bool
-
-
-class Ahead:
-    """Sorted rows with the next one in sight."""
-
-    def __init__(self, rows: Iterator[tuple[Any, ...]]) -> None:
-        self._rows = rows
-        self.row = next(rows, None)
-
-    def take(self, key: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
-        """The rows that begin with this key, which must be next."""
-        while self.row is not None and self.row[: len(key)] == key:
-            yield self.row
-            self.row = next(self._rows, None)
+    def _advance(self) -> None:
+        self.key, self._rows = next(self._groups, (None, iter(())))
 
 
 class _ReadErrors:
@@ -443,32 +403,26 @@ class _ReadErrors:
 
 
 def checkpoint_of(
-    row: tuple[Any, ...], blobs: Mapping[tuple[str, str], Blob | str], formats: Formats
+    row: Row, blobs: Mapping[tuple[str, str | None], ValueRef | str], formats: Formats
 ) -> Checkpoint:
     """A row as a record; ``blobs`` are those of its namespace by channel and version."""
     checkpoint, metadata = row[4:]
     if checkpoint is None or metadata is None:
         raise NotCanonicalError("the checkpoint or its metadata is NULL")
     inline, versions, body = split_usual_json(checkpoint) or _split(checkpoint)
+    named = versions if inline.keys() <= versions.keys() else {**dict.fromkeys(inline), **versions}
     refs = []
-    for channel in sorted(inline.keys() | versions.keys()):
-        version = versions.get(channel)
-        if is_marker(held := inline.get(channel)):
-            if (marked := unmark(held)) is not None:
-                value = formats.value(f"value of channel {channel!r}", *marked)
-                refs.append(_inside(channel, version, *value))
-            continue
-        blob = blobs.get((channel, version)) if version is not None else None
-        if isinstance(blob, str):
+    for key in sorted(named.items()):
+        blob = blobs.get(key)
+        if key[0] in inline:
+            if (ref := _inline(key, inline[key[0]], blob, formats)) is not None:
+                refs.append(ref)
+        elif isinstance(blob, str):
             raise NotCanonicalError(blob)
         # A snapshot belongs to the checkpoints that carry its marker. Later ones may still be at its
         # version without holding it, and SQLite says so by leaving the channel out.
-        if blob is not None and not (blob.delta and channel not in inline):
-            ref = (channel, version, blob.type, blob.sha256, None, blob.size, blob.delta)
-            refs.append(make(ValueRef, ref))
-        elif channel in inline:
-            formats.plaintext(f"value of channel {channel!r}")
-            refs.append(_inside(channel, version, *json_value(held)))
+        elif blob is not None and not blob.delta:
+            refs.append(blob)
     return make(Checkpoint, (*row[:4], body, canonical_json(metadata), versions, tuple(refs)))
 
 
@@ -483,7 +437,36 @@ def _split(checkpoint: str) -> tuple[dict[str, Any], Mapping[str, str], bytes]:
     return inline, versions, canonical_value(body)
 
 
-def _inside(channel: str, version: str | None, type_: str, data: bytes) -> ValueRef:
-    """A value that the checkpoint's row holds itself."""
-    delta = type_ == "msgpack" and is_delta(data)
-    return make(ValueRef, (channel, version, type_, content_hash(data), data, len(data), delta))
+def _inline(
+    key: tuple[str, str | None], held: Any, blob: ValueRef | str | None, formats: Formats
+) -> ValueRef | None:
+    """What a checkpoint has in a channel that its row names, if anything."""
+    if is_marker(held):
+        marked = unmark(held)
+        if marked is None:
+            return None
+        type_, data = formats.value(f"value of channel {key[0]!r}", *marked)
+        delta = type_ == "msgpack" and is_delta(data)
+        return make(ValueRef, (*key, type_, content_hash(data), data, len(data), delta))
+    if isinstance(blob, str):
+        raise NotCanonicalError(blob)
+    if blob is not None:
+        return blob
+    if not formats.plain_types:
+        formats.plaintext(f"value of channel {key[0]!r}")
+    is_small = type(held) in _REMEMBERED and (type(held) is not str or len(held) <= _SHORT)
+    return make(ValueRef, (*key, *(_of_scalar(held) if is_small else _of_json(held))))
+
+
+_REMEMBERED = {str, int, bool, type(None)}
+"""Not floats, of which two that are equal may have other bytes."""
+_SHORT = 64
+
+
+def _of_json(held: Any) -> tuple[str, bytes, bytes, int, bool]:
+    """A value that the checkpoint's row holds itself, but for its channel and version."""
+    type_, data = json_value(held)
+    return type_, content_hash(data), data, len(data), False
+
+
+_of_scalar = lru_cache(4096, typed=True)(_of_json)

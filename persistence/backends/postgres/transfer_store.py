@@ -27,7 +27,7 @@ from persistence.backends.postgres.copying import (
     text,
     timestamp,
 )
-from persistence.backends.postgres.transfer_source import Query
+from persistence.backends.postgres.transfer_cursors import Query
 from persistence.errors import TransferError
 from persistence.transfer.canonical import NotCanonicalError, canonical_json, has_nul
 from persistence.transfer.items import (
