@@ -142,8 +142,10 @@ class Cursors:
             self._before.append(b"CLOSE %s" % portal.name)
 
     def each(self, name: str, statement: str) -> Iterator[Row]:
-        """The rows of a statement, all of which are small."""
-        return chain.from_iterable(self._pages(self._declare(name, statement), repeat(_FETCH)))
+        """The rows of a statement, all of which are small; the first ones are under way."""
+        portal = self._declare(name, statement)
+        self._ask((portal, _FETCH))
+        return chain.from_iterable(self._pages(portal, repeat(_FETCH)))
 
     def asked(self, *cuts: Cut) -> list[Iterator[Row]]:
         """The rows of each; the first ones are under way."""

@@ -233,9 +233,14 @@ class PostgresSource:
         return PostgresOfficial(self.conn, self._provider.settings, self.errors)
 
     def threads(self) -> Iterator[str]:
-        """See :class:`persistence.transfer.records.Source`."""
+        """See :class:`persistence.transfer.records.Source`. The server begins with them at once."""
         with self.errors():
-            yield from (row[0] for row in self.cursors.each("threads", _THREADS))
+            rows = self.cursors.each("threads", _THREADS)
+        return self._ids(rows)
+
+    def _ids(self, rows: Iterator[Row]) -> Iterator[str]:
+        with self.errors():
+            yield from (thread for (thread,) in rows)
 
     def count(self, threads: Sequence[str] | None = None) -> int:
         """See :class:`persistence.transfer.records.Source`."""
