@@ -101,12 +101,16 @@ class Cursors:
     def _ask(self, *wanted: tuple[Portal, int]) -> None:
         """Have the server compute the next rows of cursors, so many of each, and do not wait."""
         self.settle()
-        statements, self._before = self._before, []
         for portal, number in wanted:
             portal.asked = number
-            statements.append(b"FETCH %d FROM %s" % (number, portal.name))
+        # One row of each ahead of the others, for which the server hashes and sorts all of them. Then it goes
+        # on with the next cursor, while many rows would wait until they are read.
+        each = [(portal, 1) for portal, _ in wanted]
+        each += [(portal, number - 1) for portal, number in wanted if number > 1]
+        statements, self._before = self._before, []
+        statements += [b"FETCH %d FROM %s" % (number, portal.name) for portal, number in each]
         self.conn.pgconn.send_query(b";".join(statements))
-        self._asked = [portal for portal, _ in wanted]
+        self._asked = [portal for portal, _ in each]
         self.conn.pgconn.flush()
 
     def settle(self) -> None:
@@ -120,7 +124,7 @@ class Cursors:
         rows = (result for result in results if result.status == pq.ExecStatus.TUPLES_OK)
         for portal, result in zip(asked, rows, strict=True):
             self._rows.set_pgresult(result)
-            portal.page = self._rows.load_rows(0, result.ntuples, tuple)
+            portal.page += self._rows.load_rows(0, result.ntuples, tuple)
         self._rows.set_pgresult(None)
 
     def _pages(self, portal: Portal, counts: Iterable[int]) -> Iterator[list[Row]]:
