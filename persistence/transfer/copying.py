@@ -23,7 +23,7 @@ from typing import Any
 from persistence.errors import TransferError
 from persistence.transfer.conflicts import Present
 from persistence.transfer.digest import line
-from persistence.transfer.keys import mark_of, pack, plain_key
+from persistence.transfer.keys import marks_of, pack, plain_key
 from persistence.transfer.ledger import Action, LedgerEntry, Run
 from persistence.transfer.recording import PART_BYTES, Part, Recording
 from persistence.transfer.records import Batch, Checkpoint, Record, Reject, Sink, Source, Value
@@ -388,8 +388,8 @@ class _Cut:
         self.rows += [row for row in rows if row[1] is not None]
         if not self.keys or self.keys[-1][0] != thread:
             self.keys.append((thread, []))
-        keys = zip(part.keys[start:stop], lines, strict=True)
-        self.keys[-1][1].extend((key, mark_of(text)) for key, text in keys if key is not None)
+        keys = zip(part.keys[start:stop], marks_of(lines), strict=True)
+        self.keys[-1][1].extend(key for key in keys if key[0] is not None)
 
 
 class Throttle:

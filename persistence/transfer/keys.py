@@ -51,14 +51,15 @@ def key_of(record: Value | Checkpoint | Write) -> Key:
 _KINDS: Mapping[type, Literal["c", "w", "v"]] = {Checkpoint: "c", Write: "w", Value: "v"}
 
 
-def mark_of(line_of_record: bytes) -> bytes:
-    """A mark of a record's content, from its :func:`~persistence.transfer.digest.line`."""
-    return hashlib.sha256(line_of_record).digest()[:_MARK_BYTES]
+def marks_of(lines: Iterable[bytes]) -> list[bytes]:
+    """A mark of the content of each record, from its :func:`~persistence.transfer.digest.line`."""
+    sha256 = hashlib.sha256
+    return [sha256(text).digest()[:_MARK_BYTES] for text in lines]
 
 
 def marked(record: Value | Checkpoint | Write) -> tuple[Key, bytes]:
     """A record's key and mark."""
-    return key_of(record), mark_of(line(record))
+    return key_of(record), marks_of([line(record)])[0]
 
 
 def values_of(checkpoint: Checkpoint) -> Iterator[Value]:
@@ -111,7 +112,7 @@ _item_decoder = msgspec.msgpack.Decoder(_ItemKeys)
 
 def item_mark(item: Item) -> bytes:
     """A mark of an item's content. Reading an item may put off when it expires, so that is none of it."""
-    return mark_of(item_line(item._replace(expires_at=None)))
+    return marks_of([item_line(item._replace(expires_at=None))])[0]
 
 
 def unchanged(held: Mapping[ItemKey, Item | BadItem], marks: Mapping[ItemKey, bytes]) -> list[ItemKey]:

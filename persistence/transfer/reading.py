@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 from persistence.transfer.chunks import Chunk, chunked
 from persistence.transfer.digest import Digester, ThreadDigest, digests
 from persistence.transfer.recording import Place, Recording, recorder
-from persistence.transfer.records import Preflight, Source
+from persistence.transfer.records import Preflight, Record, Source
 from persistence.transfer.report import Counts, counted
 from persistence.transfer.spool import Entry
 from persistence.transfer.survey import Survey

@@ -68,12 +68,12 @@ class Totals:
 
     def add(self, other: Totals) -> None:
         """Count what somebody else has counted."""
-        for name, count in asdict(other).items():
-            setattr(self, name, getattr(self, name) + count)
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def since(self, before: Totals) -> Totals:
         """What was counted since."""
-        return Totals(**{name: count - getattr(before, name) for name, count in asdict(self).items()})
+        return Totals(*(getattr(self, name) - getattr(before, name) for name in self.__slots__))
 
     @property
     def records(self) -> int:

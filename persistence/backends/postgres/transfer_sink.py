@@ -213,8 +213,11 @@ class PostgresSink:
         self._copy(cursor, [(kind_of(record), self.row(record)) for record in records])
 
     def _copy(self, cursor: Cursor[Any], rows: Sequence[tuple[str, bytes]]) -> None:
+        by_kind: dict[str, list[bytes]] = {kind: [] for kind in _KINDS}
+        for kind, row in rows:
+            by_kind[kind].append(row)
         for kind, (table, columns) in zip(_KINDS, _TABLES.items(), strict=True):
-            if not (mine := [row for of, row in rows if of == kind]):
+            if not (mine := by_kind[kind]):
                 continue
             mine = [HEADER, *mine, TRAILER]
             statement = f"COPY {table} ({columns}) FROM STDIN (FORMAT BINARY)"
