@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 LIMIT = 1_000_000_000
 """Bytes of a source's storage up to which it is small: some tens of seconds."""
 _QUEUED = 2
-"""Batches that wait while one is written."""
+"""Batches that wait while one is written; without patience, those of one segment."""
 
 
 class Writing(Protocol):
@@ -98,8 +98,8 @@ class Ahead:
     Args:
         sink: Where to.
         limits: Where batches and segments end.
-        patient: Wait where the reading is quicker than the writing. Otherwise segments are left out then, for
-            several to write them later.
+        patient: Wait where the reading is quicker than the writing. Otherwise what would wait is left for
+            several to write later: segments that come while one is written, and threads of several batches.
     """
 
     def __init__(self, sink: AheadSink, limits: Limits, *, patient: bool) -> None:
@@ -115,7 +115,7 @@ class Ahead:
         self._decided = Event()
         self._error: BaseException | None = None
         self._written, self._committed = Early(), Early()
-        self._tasks: Queue[Batch | _End | Run | None] = Queue(_QUEUED)
+        self._tasks: Queue[Batch | _End | Run | None] = Queue(_QUEUED if patient else 0)
         self._thread = Thread(target=self._work, name="persistence-transfer-ahead", daemon=True)
 
     def __enter__(self) -> Ahead:
@@ -133,7 +133,7 @@ class Ahead:
         """Write the next records of a thread; gives whether that is done here."""
         if self._cutter is None:
             self._decided.wait()
-            self._spoilt = self._spoilt or (not self._patient and self._tasks.full())
+            self._spoilt = self._spoilt or not (self._patient or self._tasks.empty())
             self._cutter = Cutter(self._run_id, self._limits, self._segments.number)
         if self._spoilt or self._given_up:
             return False
@@ -146,9 +146,11 @@ class Ahead:
         """The thread is not written as it was given: its segment is left to others."""
         self._spoilt = True
 
-    def offer(self, thread: str, parts: Iterable[Part] | None) -> None:
-        """Write a whole thread; ``None`` where it is not known how."""
-        if parts is None or not all(self.take(thread, part) for part in parts):
+    def offer(self, entry: Entry, recording: Recording | None) -> None:
+        """Write a whole thread, if it was recorded."""
+        fits = self._patient or entry.bytes <= self._limits.bytes
+        parts = recording.parts(entry.places) if recording and fits and entry.places is not None else None
+        if parts is None or not all(self.take(entry.thread.thread_id, part) for part in parts):
             self.spoil()
 
     def ended(self, entry: Entry) -> None:
@@ -230,8 +232,7 @@ def offered(entries: Iterable[Entry], recording: Recording | None, ahead: Ahead 
     """Threads that several processes have read and recorded, each written as it comes."""
     for entry in entries:
         if ahead is not None:
-            parts = recording.parts(entry.places) if recording and entry.places is not None else None
-            ahead.offer(entry.thread.thread_id, parts)
+            ahead.offer(entry, recording)
         yield entry
 
 
