@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from queue import Queue
+from queue import Full, Queue
 from threading import Event, Thread
 from types import TracebackType
 from typing import Protocol, runtime_checkable
@@ -37,6 +37,7 @@ LIMIT = 1_000_000_000
 """Bytes of a source's storage up to which it is small: some tens of seconds."""
 _QUEUED = 2
 """Batches that wait while one is written; without patience, those of one segment."""
+_NAP = 0.1
 
 
 class Writing(Protocol):
@@ -51,6 +52,9 @@ class Writing(Protocol):
     def ledger(self) -> Ledger:
         """The target's."""
 
+    def cancel(self) -> None:
+        """Have what another thread is waiting for fail."""
+
 
 @runtime_checkable
 class AheadSink(Protocol):
@@ -59,7 +63,8 @@ class AheadSink(Protocol):
     def ahead(self, told: Callable[[], None]) -> AbstractContextManager[Writing | None]:
         """A transaction of its own, with all tables in it; committed at the end of the block.
 
-        ``None`` where the database holds something, or tables of another version.
+        It keeps other transfers out. ``None`` where one is under way, or the database holds something, or
+        tables of another version.
 
         Args:
             told: Called once it is known that there is nothing; tables may have to be made then.
@@ -113,6 +118,7 @@ class Ahead:
         self._spoilt = False
         self._given_up = self._over = False
         self._decided = Event()
+        self._writing: Writing | None = None
         self._error: BaseException | None = None
         self._written, self._committed = Early(), Early()
         self._tasks: Queue[Batch | _End | Run | None] = Queue(_QUEUED if patient else 0)
@@ -125,9 +131,13 @@ class Ahead:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread.is_alive():
-            self._tasks.put(None)
-            self._thread.join()
+        self._given_up = True
+        while self._thread.is_alive():
+            if self._writing is not None:
+                self._writing.cancel()  # it may wait for somebody's lock
+            with suppress(Full):
+                self._tasks.put(None, timeout=_NAP)
+            self._thread.join(_NAP)
 
     def take(self, thread: str, part: Part) -> bool:
         """Write the next records of a thread; gives whether that is done here."""
@@ -182,6 +192,7 @@ class Ahead:
         """What the thread does."""
         try:
             with self._sink.ahead(self._decided.set) as writing:
+                self._writing = writing
                 self._decided.set()
                 self._write(writing)
             self._committed = self._written
@@ -189,12 +200,13 @@ class Ahead:
             pass
         except BaseException as error:  # noqa: BLE001 - for the thread that commits
             self._error = error
-        self._given_up = True
+        self._given_up, self._writing = True, None
         self._decided.set()
         while not self._over:
             self._next()
 
     def _next(self) -> Batch | _End | Run | None:
+        """The next thing to do; ``None`` where nothing is to be kept."""
         task = self._tasks.get()
         self._over = task is None or isinstance(task, Run)
         return task
@@ -240,7 +252,7 @@ def offered(entries: Iterable[Entry], recording: Recording | None, ahead: Ahead 
 def ahead_of(
     source: Source, sink: Sink, options: Options, limits: Limits, *, patient: bool
 ) -> Iterator[Ahead | None]:
-    """What writes a source while it is read, and keeps other transfers out; ``None`` where that cannot be.
+    """What writes a source while it is read; ``None`` where that cannot be.
 
     Args:
         source: What will be read.
@@ -252,7 +264,7 @@ def ahead_of(
     plain = options.on_conflict == "error" and options.on_reject == "stop" and options.max_mbps is None
     small = source.size is not None and source.size <= LIMIT
     if plain and small and isinstance(sink, AheadSink):
-        with sink.exclusive(), Ahead(sink, limits, patient=patient) as ahead:
+        with Ahead(sink, limits, patient=patient) as ahead:
             yield ahead
     else:
         yield None

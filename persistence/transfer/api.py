@@ -344,8 +344,7 @@ def _load(whole: Source, provider: Provider, clock: Clock, options: Options, *, 
         early = ahead.commit(new_run(source.label, sink, found)) if ahead is not None else NOTHING
         require_tables(source, sink, provider)
         schema.setup(provider)
-        if ahead is None:
-            stack.enter_context(sink.exclusive())
+        stack.enter_context(sink.exclusive())
         refuse_followed(sink, found, spool)
         copied = copy(source, sink, found, spool, clock, options, rejects, crew, recording, early)
         if not copied.already_done:

@@ -25,8 +25,10 @@ from psycopg.conninfo import conninfo_to_dict
 from ruamel.yaml import YAML
 
 import persistence
+from persistence import transfer
 from persistence.settings import Settings
 from tests.support import ROOT, query_form
+from tests.transfer import graphs
 
 _PROGRAM = os.environ.get("PERSISTENCE_TEST_PGBOUNCER") or shutil.which(
     "pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin"
@@ -171,3 +173,16 @@ async def test_health(pooled: str) -> None:
         runs = [graph.ainvoke({"n": 0, "seen": []}, _thread(number)) for number in range(8)]
         found, *_ = await asyncio.gather(asyncio.gather(*(db.health(10) for _ in range(20))), *runs)
         assert {health.status for health in found} == {"ok"}, found
+
+
+@pytest.mark.parametrize("schema", ["public", "new"])
+def test_a_transfer(pooled: str, tmp_path: Path, schema: str) -> None:
+    """There and back by two connections: with tables and without, written while it is read and after it."""
+    source, target = tmp_path / "chat.db", f"{pooled}&schema={schema}"
+    graphs.fill(source, threads=1, turns=1)
+    began = time.monotonic()
+    assert transfer.migrate(source, target).verified
+    assert transfer.verify(target, source, check=transfer.Check("semantic")).equal
+    assert transfer.migrate(target, f"sqlite:///{tmp_path}/back.db").verified
+    assert transfer.migrate(source, target).already_done
+    assert time.monotonic() - began < 60, "somebody has waited for a connection"

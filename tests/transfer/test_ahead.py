@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -179,6 +181,21 @@ def test_somebody_else_sets_up_meanwhile(source: Path, postgres_dsn: str, made: 
     assert waited == [not made]
     assert not other.is_alive()
     assert schema.check(provider) == []
+
+
+def test_ctrl_c_while_it_waits_for_a_lock(source: Path, postgres_dsn: str) -> None:
+    schema.setup(provider_for(postgres_dsn))
+    with psycopg.connect(postgres_dsn) as conn:
+        conn.execute("LOCK TABLE checkpoint_blobs IN SHARE MODE")
+        ctrl_c = threading.Timer(1, os.kill, [os.getpid(), signal.SIGINT])
+        ctrl_c.start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            transfer.migrate(source, postgres_dsn, options=Options(workers=1))
+        assert time.monotonic() - began < 20
+    assert not [thread for thread in threading.enumerate() if "ahead" in thread.name]
+    assert not any(rows(postgres_dsn).values())
+    assert transfer.migrate(source, postgres_dsn).verified
 
 
 def test_a_row_written_meanwhile(source: Path, postgres_dsn: str) -> None:

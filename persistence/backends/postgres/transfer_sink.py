@@ -139,13 +139,11 @@ class PostgresSink:
         The parameters are bound by the client: by the extended protocol the statement's portal would
         keep its snapshot, and a ``CREATE INDEX CONCURRENTLY`` elsewhere would wait for it.
         """
-        key = hashlib.sha256(f"persistence-transfer {self._provider.settings.db_schema or ''}".encode())
-        number = int.from_bytes(key.digest()[:8], signed=True)
         deadline = time.monotonic() + _LOCK_WAIT
         with self.errors(), self._connect() as conn, conn.transaction():
             cursor = ClientCursor(conn, row_factory=tuple_row)
             lift_time_limits(cursor)
-            while not cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [number]).fetchall()[0][0]:
+            while not self._try_lock(cursor):
                 if time.monotonic() > deadline:
                     raise ConflictError(
                         f"another transfer into {self.label} is under way",
@@ -153,6 +151,11 @@ class PostgresSink:
                     )
                 time.sleep(_LOCK_POLL)
             yield
+
+    def _try_lock(self, cursor: Cursor[tuple[Any, ...]]) -> bool:
+        key = hashlib.sha256(f"persistence-transfer {self._provider.settings.db_schema or ''}".encode())
+        number = int.from_bytes(key.digest()[:8], signed=True)
+        return bool(cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [number]).fetchall()[0][0])
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -165,10 +168,19 @@ class PostgresSink:
 
     @contextmanager
     def ahead(self, told: Callable[[], None]) -> Iterator[PostgresSink | None]:
-        """See :class:`persistence.transfer.ahead.AheadSink`."""
+        """See :class:`persistence.transfer.ahead.AheadSink`.
+
+        Its transaction has the lock of :meth:`exclusive`: a pool may have no third connection.
+        """
         with PostgresSink(self._provider, self._versions) as other, other.transaction() as cursor:
             lift_time_limits(cursor)
-            yield other if prepare(self._provider, cursor, told) else None
+            is_free = self._try_lock(cursor) and prepare(self._provider, cursor, told)
+            yield other if is_free else None
+
+    def cancel(self) -> None:
+        """See :class:`persistence.transfer.ahead.Writing`."""
+        with suppress(psycopg.Error):  # then there is no server to wait for
+            self._conn.cancel_safe(timeout=_LOCK_WAIT)
 
     def existing(self, threads: Sequence[str]) -> set[str]:
         """See :class:`persistence.transfer.records.Sink`."""
