@@ -34,6 +34,7 @@ lint: $(STAMP)  ## ruff, mypy, import rules, generated documents
 	$(BIN)/lint-imports
 	$(BIN)/python tools/settings_table.py --check
 	$(BIN)/python tools/cli_reference.py --check
+	$(BIN)/python tools/head_sql.py --check
 
 format: $(STAMP)  ## bring the code into the house format
 	$(BIN)/ruff check --fix
@@ -43,6 +44,7 @@ generate: $(STAMP)  ## write the generated documents anew
 	$(BIN)/python tools/settings_table.py
 	$(BIN)/python tools/parity_matrix.py
 	$(BIN)/python tools/cli_reference.py
+	$(BIN)/python tools/head_sql.py
 
 lock: $(STAMP)  ## pin the newest packages for the image in requirements.txt
 	$(BIN)/uv pip compile pyproject.toml --extra postgres --extra encryption --extra serve --group service --universal \

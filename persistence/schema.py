@@ -287,10 +287,9 @@ def sql(provider: Provider, from_revision: str = "base", to_revision: str = "hea
     return "\n".join(parts) + "\n"
 
 
-def transactional_sql(provider: Provider) -> str:
-    """As :func:`sql` for an empty database, to be run within a transaction."""
-    lines = (line for line in sql(provider).splitlines() if line not in ("BEGIN;", "COMMIT;"))
-    return "\n".join(lines).replace("CREATE INDEX CONCURRENTLY", "CREATE INDEX")
+def own_sql() -> str:
+    """What makes our own tables in an empty Postgres database, to be run within a transaction."""
+    return (migrations_folder() / "head.sql").read_text()
 
 
 @cache

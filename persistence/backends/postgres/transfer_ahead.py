@@ -44,8 +44,10 @@ def prepare(provider: Provider, cursor: Cursor[tuple[Any, ...]], told: Callable[
     with PostgresTables(provider) as tables:
         if tables.observed():
             return False
+        langgraph = tables.langgraph_sql().replace("CREATE INDEX CONCURRENTLY", "CREATE INDEX")
     told()
-    cursor.execute(schema.transactional_sql(provider).encode())
+    cursor.execute(langgraph.encode())
+    cursor.execute(schema.own_sql().encode())
     if cursor.execute(HAS_LZ4.encode()).fetchall():
         for statement in SET_COMPRESSION:
             cursor.execute(statement.format("lz4").encode())
