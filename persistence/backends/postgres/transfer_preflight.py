@@ -193,9 +193,8 @@ def _texts(chunk: Chunk) -> list[str]:
     within = {(c[1], ref[0], ref[1] or "") for c in chunk.checkpoints for ref in c[7] if ref[4] is not None}
     return [
         *map("".join, map(_texts_of_write, chunk.writes)),
-        *[
-            f"{thread}{state[1]}{state[2]}{state[3]}" for state in chunk.states
-        ],  # of a parent that is none, too
+        # Of a parent that is none, too.
+        *[f"{thread}{state[1]}{state[2]}{state[3]}" for state in chunk.states],
         *[f"{thread}{ns}{channel}{version}" for ns, channel, version in within],
     ]
 

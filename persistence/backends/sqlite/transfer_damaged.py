@@ -36,9 +36,8 @@ def readable(
     """
     while True:
         try:
-            yield from chain(
-                rows
-            )  # not from the cursor, which that would close, perhaps after its connection
+            # Not from the cursor: that would close it, perhaps after its connection.
+            yield from chain(rows)
             return
         except sqlite3.OperationalError as error:
             if "Could not decode to UTF-8" not in str(error):
