@@ -20,7 +20,7 @@ def test_contents(wheel: Path) -> None:
     expected = {
         f"persistence/{path.relative_to(ROOT)}"
         for path in (ROOT / "migrations").rglob("*")
-        if path.suffix in (".py", ".mako")
+        if path.suffix in (".py", ".mako", ".sql")
     }
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "persistence").rglob("*.py")}
     expected |= {"persistence/py.typed"}

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,15 @@ def test_somebody_else_sets_up_meanwhile(source: Path, postgres_dsn: str, made: 
     assert schema.check(provider) == []
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """A process in the background of a shell may have been started without."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_while_it_waits_for_a_lock(source: Path, postgres_dsn: str) -> None:
     schema.setup(provider_for(postgres_dsn))
     with psycopg.connect(postgres_dsn) as conn:
