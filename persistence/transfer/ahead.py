@@ -79,6 +79,8 @@ class Early:
     """By the numbers of their first batches."""
     batches: int = 0
     totals: Totals = field(default_factory=Totals)
+    is_all: bool = False
+    """Whether there is nothing else to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Ahead:
         self._patient = patient
         self._segments = Segments(limits)
         self._cutter: Cutter | None = None
-        self._taken = 0
+        self._taken = self._closed = 0
         self._spoilt = False
         self._given_up = self._over = False
         self._decided = Event()
@@ -186,6 +188,7 @@ class Ahead:
         if not spoilt and self._cutter is not None and (last := self._cutter.rest()) is not None:
             self._tasks.put(last)
         self._tasks.put(_End(segment, spoilt))
+        self._closed += 1
         self._cutter, self._taken, self._spoilt = None, 0, False
 
     def _work(self) -> None:
@@ -195,6 +198,7 @@ class Ahead:
                 self._writing = writing
                 self._decided.set()
                 self._write(writing)
+            self._written.is_all = len(self._written.segments) == self._closed
             self._committed = self._written
         except _NotWantedError:
             pass

@@ -212,10 +212,7 @@ def _parts(
                 yield entry.thread.thread_id, part
                 counts.totals.checkpoints += part.kinds.count("c")
                 counts.totals.bytes += sum(part.sizes)
-            counts.totals.writes += entry.thread.writes
-            counts.totals.values += entry.records - entry.thread.checkpoints - entry.thread.writes
-            counts.totals.values_referenced += entry.references
-            counts.totals.bytes_referenced += entry.bytes_referenced
+            counts.totals.add(replace(entry.totals, threads=0, checkpoints=0, bytes=0))
 
 
 class Writer:

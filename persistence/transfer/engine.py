@@ -243,7 +243,8 @@ def copy(
         meter = Meter(clock, "write", found.totals.checkpoints)
         meter.add(early.totals)
         task = Task(run.run_id, Limits.of(run), copied.actions, committed, options.max_mbps)
-        copied.written += _write(source, sink, task, copied, spool, meter, crew, recording, early.segments)
+        if not early.is_all:
+            copied.written += _write(source, sink, task, copied, spool, meter, crew, recording, early)
         if copied.having("skip"):
             copied.totals = meter.totals
             copied.totals.threads = found.totals.threads - len(copied.having("skip"))
@@ -260,10 +261,10 @@ def _write(
     meter: Meter,
     crew: Crew,
     recording: Recording | None,
-    apart: Collection[int],
+    early: Early,
 ) -> int:
-    """Write what is not committed, but for segments ``apart``; gives the number of batches."""
-    cut = (segment for segment in segments(spool, task.limits) if segment.first_batch not in apart)
+    """Write what is not committed; gives the number of batches."""
+    cut = (one for one in segments(spool, task.limits) if one.first_batch not in early.segments)
     opens, opens_sink = (shared(source), shared_sink(sink)) if crew.count > 1 else (None, None)
     if opens is not None and opens_sink is not None and (crew.asked or source.divisible):
         task = replace(task, max_mbps=task.max_mbps and task.max_mbps / crew.count)
@@ -276,12 +277,12 @@ def _write(
     if recording is not None:
         here = Moving(itself(source), itself(sink), task, recording)
         return sum(done.result for done in ALONE.each(here, None, cut, meter.add))
-    if next(cut, None) is None:
-        return 0
     placed = sink.placed(counted(copied.moved(source).records(), meter))
     with closing(placed) as records, Writer(sink, task) as writer:
         for segment, some in of_segments(records, segments(spool, task.limits)):
-            for batch in [] if segment.first_batch in apart else writer.batches(writer.parts(some), segment):
+            if segment.first_batch in early.segments:
+                continue
+            for batch in writer.batches(writer.parts(some), segment):
                 writer.add(batch)
                 meter.tell()
     return writer.written

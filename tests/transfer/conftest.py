@@ -20,6 +20,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from tests.transfer import graphs
 
 if TYPE_CHECKING:
+    from persistence.transfer import Phase, Progress
     from tests.transfer.targets import Target
 
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
@@ -37,6 +38,24 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def database(filled: Path, tmp_path: Path) -> Path:
     """A copy of ``filled`` that a test may change."""
     return Path(shutil.copy(filled, tmp_path / "chat.db"))
+
+
+@pytest.fixture
+def written_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written while it is read, so there are many commits and not one."""
+    monkeypatch.setattr("persistence.transfer.ahead.LIMIT", -1)
+
+
+@pytest.fixture
+def stop(monkeypatch: pytest.MonkeyPatch, written_afterwards: None) -> Progress:
+    """Interrupts a transfer of small batches once it has committed some of them."""
+    monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 20)
+
+    def interrupt(phase: Phase, done: int, total: int, unit_bytes: int) -> None:
+        if phase == "write" and done > 60:
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 @pytest.fixture(autouse=True)

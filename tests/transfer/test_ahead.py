@@ -20,10 +20,9 @@ from persistence.errors import ConflictError, SchemaError, TransferError
 from persistence.registry import provider_for
 from persistence.transfer import Options, ahead, recording
 from persistence.transfer.preflight import RefusedError
-from tests.transfer import graphs, make
+from tests.transfer import make
 from tests.transfer.conftest import rows
-from tests.transfer.test_in_place import HELD
-from tests.transfer.test_recording import outcome, readings
+from tests.transfer.test_recording import fill, outcome, readings
 
 __all__ = ["readings"]
 
@@ -34,17 +33,8 @@ TABLES = (
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Graphs' threads, one that spans batches, and in the middle two that are not written as they come."""
-    path = tmp_path_factory.mktemp("ahead") / "chat.db"
-    graphs.fill(path, threads=2, turns=1)
-    with SqliteSaver.from_conn_string(str(path)) as saver:
-        for number in range(25):
-            make.put(saver, "long", {"c": ["x" * (number // 2)]}, versions={"c": number // 2})
-        for value in ("other", "list", "absent", "long"):
-            held = {"c": HELD[value]} if value != "absent" else {}
-            make.put(saver, "in place", held, versions={"c": "1"})
-        make.put(saver, "no version", {"c": ["free"]}, versions={})
-    return path
+    """With threads in the middle that are not written as they come."""
+    return fill(tmp_path_factory.mktemp("ahead") / "chat.db", threads=2)
 
 
 @pytest.fixture(autouse=True)

@@ -48,9 +48,12 @@ transfer.migrate(Path(source), target, progress=wait, options=transfer.Options(w
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill(tmp_path_factory.mktemp("recording") / "chat.db", threads=1)
+
+
+def fill(path: Path, threads: int) -> Path:
     """Graphs' threads, one that spans batches, one changed in place, and a value that has no version."""
-    path = tmp_path_factory.mktemp("recording") / "chat.db"
-    graphs.fill(path, threads=1, turns=1)
+    graphs.fill(path, threads=threads, turns=1)
     with SqliteSaver.from_conn_string(str(path)) as saver:
         for number in range(25):
             make.put(saver, "long", {"c": ["x" * (number // 2)]}, versions={"c": number // 2})
@@ -62,9 +65,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch, written_afterwards: None) -> None:
     """Many batches, segments, chunks and parts, all of them written after the reading."""
-    monkeypatch.setattr("persistence.transfer.ahead.LIMIT", -1)
     monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
     monkeypatch.setattr(recording, "PART_BYTES", 1_000)
     monkeypatch.setattr(chunks, "_ROOM", 20_000)

@@ -101,6 +101,7 @@ def test_second_is_refused_while_the_first_runs(
     assert transfer.migrate(source, postgres_dsn).verified
 
 
+@pytest.mark.usefixtures("written_afterwards")
 def test_connection_lost_on_the_way(source: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
     lost = False
@@ -121,12 +122,12 @@ def test_connection_lost_on_the_way(source: Path, postgres_dsn: str, monkeypatch
     assert transfer.migrate(source, postgres_dsn).verified
 
 
+@pytest.mark.usefixtures("written_afterwards")
 def test_a_row_written_meanwhile_is_a_conflict(
     source: Path, postgres_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The application is already running on the target: its row is not overwritten."""
     monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 9)
-    monkeypatch.setattr("persistence.transfer.ahead.LIMIT", -1)
     written = False
 
     def write_to_target(phase: transfer.Phase, done: int, total: int, unit_bytes: int) -> None:

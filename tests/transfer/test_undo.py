@@ -112,32 +112,21 @@ def test_a_row_that_was_changed_since_stays(tmp_path: Path, target: Target) -> N
 
 
 def test_an_interrupted_run_can_be_undone(
-    filled: Path, target: Target, before: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+    filled: Path, target: Target, before: dict[str, list[Any]], stop: transfer.Progress
 ) -> None:
-    monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 20)
-
-    def stop(phase: transfer.Phase, done: int, total: int, unit_bytes: int) -> None:
-        if phase == "write" and done > 60:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         transfer.migrate(filled, target.dsn, progress=stop)
     (run,) = transfer.runs(target.dsn)
     assert target.rows() != before
+    assert run.state == "running"
     transfer.undo(run.run_id[:8], target.dsn)
     assert target.rows() == before
 
 
 def test_a_run_that_went_on_after_a_later_one_was_undone(
-    filled: Path, database: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+    filled: Path, database: Path, target: Target, stop: transfer.Progress
 ) -> None:
     """What the later one had brought and lost again, the earlier one brought then."""
-    monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 20)
-
-    def stop(phase: transfer.Phase, done: int, total: int, unit_bytes: int) -> None:
-        if phase == "write" and done > 60:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         transfer.migrate(filled, target.dsn, progress=stop)
     with make.database(database) as saver:

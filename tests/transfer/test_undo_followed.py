@@ -137,13 +137,7 @@ def test_a_write_that_the_run_deleted_itself_is_later_work(source: Path, target:
     assert not any(target.rows().values())
 
 
-def test_a_first_copy_that_was_interrupted(source: Path, file: Target, monkeypatch: Any) -> None:
-    monkeypatch.setattr("persistence.transfer.engine.BATCH_RECORDS", 20)
-
-    def stop(phase: transfer.Phase, done: int, total: int, unit_bytes: int) -> None:
-        if phase == "write" and done > 60:
-            raise KeyboardInterrupt
-
+def test_a_first_copy_that_was_interrupted(source: Path, file: Target, stop: transfer.Progress) -> None:
     with pytest.raises(KeyboardInterrupt):
         transfer.follow(source, file.dsn, progress=stop)
     assert file.rows()["checkpoints"]
